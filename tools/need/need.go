@@ -21,7 +21,7 @@ import (
 )
 
 // CI reports whether a missing need must fail the test instead of skipping it.
-// It is so when the environment variable CI is "true", which `make test` sets.
+// It is so when the environment variable CI is "true", as .ci/run sets it.
 func CI() bool { return os.Getenv("CI") == "true" }
 
 // Soak reports whether tests shall run their full counts (`make soak` sets
@@ -37,7 +37,24 @@ func Missing(tb testing.TB, format string, args ...any) {
 	if CI() {
 		tb.Fatalf("need: %s (CI=true, so this is a failure)", reason)
 	}
+	note(tb, reason)
 	tb.Skipf("need: %s", reason)
+}
+
+// note adds a skipped test to the file SHUNT_SKIPPED names, from which `make test`
+// lists at its end what it has not tried.
+func note(tb testing.TB, reason string) {
+	path := os.Getenv("SHUNT_SKIPPED")
+	if path == "" {
+		return
+	}
+	tb.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		tb.Fatalf("need: note a skipped test: %v", err)
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "%s: %s\n", tb.Name(), reason)
 }
 
 // Root asks for the privileges to make namespaces, interfaces, mounts and BPF

@@ -33,6 +33,7 @@ func (f *fakeTB) Skipf(format string, args ...any) {
 func gate(ci string, t *testing.T, fn func(testing.TB)) *fakeTB {
 	t.Helper()
 	t.Setenv("CI", ci)
+	t.Setenv("SHUNT_SKIPPED", "") // what ends here is the fake
 	f := &fakeTB{TB: t}
 	done := make(chan struct{})
 	go func() {
@@ -73,6 +74,17 @@ func TestGates(t *testing.T) {
 				t.Errorf("CI unset: fatal %q, skip %q; want a skip with %q", elsewhere.fatal, elsewhere.skip, tc.reason)
 			}
 		})
+	}
+}
+
+func TestSkippedIsNoted(t *testing.T) {
+	t.Setenv("CI", "")
+	path := t.TempDir() + "/skipped"
+	t.Setenv("SHUNT_SKIPPED", path)
+	t.Run("inner", func(t *testing.T) { note(t, "no moon") })
+	b, err := os.ReadFile(path)
+	if want := "TestSkippedIsNoted/inner: no moon\n"; string(b) != want {
+		t.Fatalf("noted %q, %v; want %q", b, err, want)
 	}
 }
 

@@ -1,0 +1,108 @@
+# shunt's two commands, `make demo` and `make test`, need a Debian machine with Go
+# and make, as root; they install the rest. `make help` lists the others.
+
+BUILD := $(CURDIR)/.build
+
+# Places that a plain `su` or a fresh Go leaves out of PATH.
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+ifeq ($(shell PATH="$(PATH)" command -v go 2>/dev/null),)
+$(error Go is missing; install Go 1.26 or newer (https://go.dev/dl) to /usr/local/go or put it into PATH)
+endif
+
+# Static binaries, and no C compiler needed; only -race turns cgo on.
+export CGO_ENABLED := 0
+
+# How a fresh machine gets its packages. SETUP=true where there is no apt-get.
+SETUP ?= tools/setup
+
+# How long each fuzz target and each package's tests may run.
+FUZZTIME ?= 5s
+TIMEOUT  ?= 15m
+
+# Tests that were not run are named here, each with its reason (see tools/need).
+export SHUNT_SKIPPED := $(BUILD)/skipped
+
+# The packages that probe optional kernel features; they are tested once more with
+# every probe answering no.
+MASKED := ./bpf/... ./dataplane/... ./tools/shuntd/...
+
+STAGES := build lint suite suite-masked fuzz bench-once
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup build generate demo test check soak bench $(STAGES) clean
+.DEFAULT_GOAL := build
+
+stage = @printf '\n== %s  %s\n' "$@" "$$(date +%T)"
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install the Debian packages the tests need (as root, only what is missing)
+	@$(SETUP) test
+
+build: ## all binaries, static, to .build/
+	$(stage)
+	@mkdir -p $(BUILD)
+	go build ./...
+	go build -trimpath -o $(BUILD)/ ./tools/...
+
+generate: ## everything generated and checked in (needs clang: make setup)
+	go generate ./...
+
+demo: ## two nodes, a guest, VXLAN over AF_XDP, on this machine
+	@$(SETUP) demo
+	go run ./tools/lab/demo
+
+# All stages run even when one fails; the command fails if any did.
+test: ## the whole suite, as CI runs it
+	@$(SETUP) test
+	@mkdir -p $(BUILD) && rm -f $(SHUNT_SKIPPED)
+	@$(MAKE) --no-print-directory -k $(STAGES); status=$$?; \
+	 if [ -s $(SHUNT_SKIPPED) ]; then printf '\n== not run\n'; sort -u $(SHUNT_SKIPPED); fi; \
+	 printf '\n== make test: %s  %s\n' "$$([ $$status = 0 ] && echo passed || echo FAILED)" "$$(date +%T)"; \
+	 exit $$status
+
+check: lint ## the quick loop: format, vet, staticcheck, unit tests
+	@printf '\n== unit tests  %s\n' "$$(date +%T)"
+	@cc=$$(command -v gcc || command -v clang); \
+	 if [ -n "$$cc" ]; then CGO_ENABLED=1 CC=$$cc go test -short -race -timeout 3m ./...; \
+	 else echo 'no C compiler: without -race'; go test -short -timeout 3m ./...; fi
+
+lint:
+	$(stage)
+	@files=$$(gofmt -s -l $$(go list -f '{{.Dir}}' ./...)); \
+	 if [ -n "$$files" ]; then printf 'not gofmt -s: %s\n' $$files; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	GOARCH=arm64 go vet ./...
+
+# One package at a time: guests, namespaces and timings share two cores.
+suite:
+	$(stage)
+	go test -count=1 -p 1 -timeout $(TIMEOUT) ./...
+
+suite-masked:
+	$(stage)
+	SHUNT_MASK=all go test -short -count=1 -p 1 -timeout $(TIMEOUT) $(MASKED)
+
+fuzz: ## each fuzz target for FUZZTIME (5s)
+	$(stage)
+	@tools/fuzz $(FUZZTIME)
+
+bench-once:
+	$(stage)
+	go test -short -run '^$$' -bench . -benchtime 1x -p 1 -timeout $(TIMEOUT) ./...
+
+soak: ## the suite at full counts, each fuzz target for ten minutes: hours
+	@$(SETUP) test
+	SHUNT_SOAK=1 go test -count=1 -p 1 -timeout 4h ./...
+	@tools/fuzz 10m
+
+bench: ## the table of benchmarks
+	@$(SETUP) test
+	go test -run '^$$' -bench . -benchmem -p 1 -timeout 1h ./...
+
+clean: ## remove .build/ (guest images stay in .cache/)
+	rm -rf $(BUILD)
