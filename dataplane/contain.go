@@ -1,0 +1,66 @@
+package dataplane
+
+import (
+	"runtime"
+
+	"github.com/shuntio/shunt/dataplane/frame"
+)
+
+// memoryFault is what the runtime panics with, under debug.SetPanicOnFault, when an address cannot be read or written.
+type memoryFault interface {
+	runtime.Error
+	Addr() uintptr
+}
+
+// contain is deferred around everything that touches memory shared with a guest. A guest may truncate the file behind its memory at any time;
+// the fault that follows is its own affair: its port goes out of service, the frames in flight are dropped with a reason, the other
+// ports go on. A fault anywhere else is our bug, and goes on as the panic it is. l is the link being served, or nil.
+func (w *Worker) contain(l *Link) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	fault, ok := r.(memoryFault)
+	if !ok || !w.blame(fault.Addr()) {
+		panic(r)
+	}
+	w.stats.Faults.Add(1)
+	if l != nil {
+		w.abandon(l)
+	}
+}
+
+// blame finds the link whose guest's memory holds the address, and takes it out of service.
+func (w *Worker) blame(address uintptr) bool {
+	for _, l := range w.links {
+		if l.Port.Fault(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// abandon drops what the faulting batch of a link still held, in its own vector and on the way to others, and gives
+// back what the link's port had lent, unless it is the one that failed.
+func (w *Worker) abandon(l *Link) {
+	dropped := 0
+	drop := func(frames []*frame.Frame) {
+		for i, f := range frames {
+			if f != nil {
+				w.pool.Put(f)
+				frames[i] = nil
+				dropped++
+			}
+		}
+	}
+	drop(w.batch[:])
+	for i, to := range w.dirty {
+		drop(to.out[:to.nout])
+		to.nout, to.dirty = 0, false
+		w.dirty[i] = nil
+	}
+	w.dirty = w.dirty[:0]
+	l.Counters.Drop(DropFault, dropped)
+	defer w.contain(nil) // its rings may lie in memory that is gone, too
+	l.Port.Release()
+}

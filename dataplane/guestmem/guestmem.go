@@ -1,0 +1,176 @@
+// Package guestmem is a guest's memory as its front-end shares it: regions of guest-physical addresses, each a mapping of a file
+// that the guest and its VMM write at any time.
+//
+// A Map is an immutable snapshot, so a worker translates addresses without a lock:
+//
+//	control:  Open ─▶ new Map ─▶ swap it in on the worker (a grace point) ─▶ old.Revoke ─▶ grace point on all ─▶ old.Free
+//	worker:   Map.View(address, length) ─▶ []byte, bounded by its region
+//
+// Addresses come in two kinds: descriptors carry guest-physical ones, vhost-user's ring addresses are the front-end's own
+// virtual ones (vhost-user, "Memory region description").
+package guestmem
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// MaxRegions is how many regions a Map takes; vhost-user's CONFIGURE_MEM_SLOTS front-ends use at most 509.
+const MaxRegions = 509
+
+// ErrRegion is wrapped by every refusal of a memory table.
+var ErrRegion = errors.New("bad memory region")
+
+// Region describes one region as vhost-user tells it.
+type Region struct {
+	// GuestAddr is its first guest-physical address, UserAddr the front-end's virtual one.
+	GuestAddr, UserAddr uint64
+	// Size in bytes.
+	Size uint64
+	// Offset is where the region begins in the file.
+	Offset uint64
+	// FD is the file; it must be memory (shm.CheckBacking). Stays the caller's.
+	FD int
+}
+
+type region struct {
+	Region
+	bytes   []byte
+	mapping *shm.Mapping
+}
+
+// Map is a guest's memory at one time.
+type Map struct {
+	regions []region // by GuestAddr
+}
+
+// Open maps the regions. It refuses overlapping, wrapping or empty ones and those longer than their file.
+func Open(regions []Region) (_ *Map, err error) {
+	if len(regions) > MaxRegions {
+		return nil, fmt.Errorf("%w: %d regions, at most %d are possible", ErrRegion, len(regions), MaxRegions)
+	}
+	m := &Map{}
+	defer func() {
+		if err != nil {
+			m.Free()
+		}
+	}()
+	for _, r := range regions {
+		opened, err := open(r)
+		if err != nil {
+			return nil, err
+		}
+		m.regions = append(m.regions, opened)
+	}
+	slices.SortFunc(m.regions, func(a, b region) int { return cmp.Compare(a.GuestAddr, b.GuestAddr) })
+	for i := 1; i < len(m.regions); i++ {
+		if a, b := &m.regions[i-1], &m.regions[i]; b.GuestAddr-a.GuestAddr < a.Size {
+			return nil, fmt.Errorf("%w: guest addresses %#x+%#x and %#x overlap", ErrRegion, a.GuestAddr, a.Size, b.GuestAddr)
+		}
+	}
+	return m, nil
+}
+
+func open(r Region) (region, error) {
+	fail := func(why string) (region, error) {
+		return region{}, fmt.Errorf("%w: guest address %#x, size %#x, file offset %#x: %s", ErrRegion, r.GuestAddr, r.Size, r.Offset, why)
+	}
+	size, err := shm.CheckBacking(r.FD)
+	switch {
+	case err != nil:
+		return region{}, fmt.Errorf("%w: guest address %#x: %w", ErrRegion, r.GuestAddr, err)
+	case r.Size == 0:
+		return fail("it is empty")
+	case r.Size > 1<<46:
+		return fail("it is larger than an address space")
+	case r.GuestAddr+r.Size < r.GuestAddr || r.UserAddr+r.Size < r.UserAddr || r.Offset+r.Size < r.Offset:
+		return fail("it wraps around")
+	case r.Offset+r.Size > uint64(size):
+		return fail(fmt.Sprintf("the file has only %#x bytes", size))
+	}
+	// Map from the file's start: the offset need not be aligned to the page size, which is the huge one on hugetlbfs.
+	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Length: int(r.Offset + r.Size)})
+	if err != nil {
+		return region{}, fmt.Errorf("%w: %w", ErrRegion, err)
+	}
+	return region{Region: r, bytes: mapping.Bytes()[r.Offset:], mapping: mapping}, nil
+}
+
+// View returns n bytes from a guest-physical address; nil unless all of them lie in one region. It is valid until the worker that
+// asked passes a grace point after the map was swapped out.
+func (m *Map) View(addr uint64, n uint32) []byte {
+	for i := range m.regions {
+		r := &m.regions[i]
+		// One comparison each, none of which can wrap: off is huge below the region's start.
+		if off := addr - r.GuestAddr; off < r.Size && uint64(n) <= r.Size-off {
+			return r.bytes[off : off+uint64(n) : off+uint64(n)]
+		}
+	}
+	return nil
+}
+
+// Prefix returns as many of the n bytes from addr on as lie in its region: the slow way, for buffers that cross from one region into the next.
+func (m *Map) Prefix(addr uint64, n uint32) []byte {
+	for i := range m.regions {
+		r := &m.regions[i]
+		if off := addr - r.GuestAddr; off < r.Size {
+			fits := min(uint64(n), r.Size-off)
+			return r.bytes[off : off+fits : off+fits]
+		}
+	}
+	return nil
+}
+
+// User returns n bytes from one of the front-end's virtual addresses; nil unless all of them lie in one region.
+func (m *Map) User(addr uint64, n int) []byte {
+	for i := range m.regions {
+		r := &m.regions[i]
+		if off := addr - r.UserAddr; off < r.Size && uint64(n) <= r.Size-off {
+			return r.bytes[off : off+uint64(n) : off+uint64(n)]
+		}
+	}
+	return nil
+}
+
+// Regions returns what the map was made of, by guest address.
+func (m *Map) Regions() []Region {
+	all := make([]Region, len(m.regions))
+	for i := range m.regions {
+		all[i] = m.regions[i].Region
+	}
+	return all
+}
+
+// Contains tells whether the address that a fault reported lies in this guest's memory.
+func (m *Map) Contains(address uintptr) bool {
+	for i := range m.regions {
+		b := m.regions[i].mapping.Bytes()
+		if address-shm.Address(b) < uintptr(len(b)) {
+			return true
+		}
+	}
+	return false
+}
+
+// Revoke takes the memory away, keeping its addresses reserved: stale views fault from now on.
+func (m *Map) Revoke() error {
+	var errs []error
+	for i := range m.regions {
+		errs = append(errs, m.regions[i].mapping.Revoke())
+	}
+	return errors.Join(errs...)
+}
+
+// Free gives the addresses back. No worker may hold a view any more.
+func (m *Map) Free() error {
+	var errs []error
+	for i := range m.regions {
+		errs = append(errs, m.regions[i].mapping.Free())
+	}
+	m.regions = nil
+	return errors.Join(errs...)
+}

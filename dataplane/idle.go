@@ -1,0 +1,160 @@
+package dataplane
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+	"golang.org/x/sys/unix"
+)
+
+// IdlePolicy says what a worker does when a round found nothing.
+type IdlePolicy uint8
+
+const (
+	// Adaptive polls for WorkerOptions.Spin after the last work, then sleeps.
+	Adaptive IdlePolicy = iota
+	// Poll never sleeps: lowest latency, a whole CPU.
+	Poll
+	// Interrupt sleeps as soon as a round found nothing: least CPU.
+	Interrupt
+)
+
+// String is the policy's name in the configuration.
+func (p IdlePolicy) String() string {
+	switch p {
+	case Adaptive:
+		return "adaptive"
+	case Poll:
+		return "poll"
+	case Interrupt:
+		return "interrupt"
+	}
+	return fmt.Sprintf("idle-policy-%d", uint8(p))
+}
+
+// idleState follows the rounds of one Run.
+type idleState struct {
+	policy IdlePolicy
+	spin   int64 // ns
+	last   int64 // when there was work last
+}
+
+// after a round that found work, or none.
+func (i *idleState) after(w *Worker, work int) {
+	switch {
+	case work > 0:
+		i.last = w.now
+	case i.policy == Poll:
+	case i.policy == Adaptive && w.now-i.last < i.spin:
+	default:
+		w.sleep()
+		i.last = w.now
+	}
+}
+
+// sleep is the one place where the sleep sequence is written:
+//
+//	say that we sleep; arm every source; FENCE; look again everywhere; ppoll; disarm
+//
+// Everybody who brings work does the mirror image: publish the work; FENCE; look whether we sleep, and if so
+// write the file we watch. Each side's store is ordered before its load by the fence, so at least one of them sees the other:
+// either we find the work, or they find us asleep.
+func (w *Worker) sleep() {
+	w.mailbox.asleep.Store(true)
+	limit := Forever
+	for _, s := range w.sources {
+		limit = min(limit, s.Arm())
+	}
+	shm.Fence()
+	if w.pending() {
+		w.awake()
+		return
+	}
+	timedOut := w.wait(limit)
+	if timedOut && w.pending() {
+		w.stats.Late.Add(1)
+	}
+	w.awake()
+}
+
+// pending looks everywhere for work.
+func (w *Worker) pending() bool {
+	if w.mailbox.pending.Load() || w.stop.Load() {
+		return true
+	}
+	for _, s := range w.sources {
+		if s.Pending() {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *Worker) awake() {
+	w.mailbox.asleep.Store(false)
+	for _, s := range w.sources {
+		s.Disarm()
+	}
+}
+
+// wait sleeps until a watched file has something to say, or the limit is over; then it reports true.
+func (w *Worker) wait(limit time.Duration) (timedOut bool) {
+	var timeout *unix.Timespec
+	if limit != Forever {
+		w.timeout = unix.NsecToTimespec(int64(limit))
+		timeout = &w.timeout
+	}
+	w.stats.Sleeps.Add(1)
+	n, err := unix.Ppoll(w.wake, timeout, nil)
+	if err != nil { // EINTR: the runtime's preemption signal
+		return false
+	}
+	if n == 0 {
+		w.stats.Timeouts.Add(1)
+		return true
+	}
+	for i := range w.wake {
+		if w.wake[i].Revents != 0 && w.drain[i] {
+			_, _ = unix.Read(int(w.wake[i].Fd), w.count[:]) // non-blocking; whatever it counts, we look everywhere
+		}
+	}
+	return false
+}
+
+// Watch lets a file end the worker's sleep: events as in poll(2). With drain it is an eventfd that is read when it fires.
+// Only within Do. The file stays the caller's, and open until Unwatch.
+func (w *Worker) Watch(fd int, events int16, drain bool) {
+	w.wake = append(w.wake, unix.PollFd{Fd: int32(fd), Events: events})
+	w.drain = append(w.drain, drain)
+}
+
+// Unwatch takes Watch back. Only within Do.
+func (w *Worker) Unwatch(fd int) {
+	for i := range w.wake {
+		if int(w.wake[i].Fd) == fd {
+			w.wake = append(w.wake[:i], w.wake[i+1:]...)
+			w.drain = append(w.drain[:i], w.drain[i+1:]...)
+			return
+		}
+	}
+}
+
+// Arm, Pending and Disarm pass the sleep sequence on to the link's port.
+func (l *Link) Arm() (limit time.Duration) {
+	defer l.worker.contain(l)
+	limit = Forever
+	return l.Port.Arm()
+}
+
+// Pending tells whether the port has work.
+func (l *Link) Pending() bool {
+	defer l.worker.contain(l)
+	return l.Port.Pending()
+}
+
+// Disarm takes Arm back.
+func (l *Link) Disarm() {
+	defer l.worker.contain(l)
+	l.Port.Disarm()
+}

@@ -1,0 +1,94 @@
+package dataplane
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// mailbox holds what others want a worker to do between two rounds. Senders take the lock; the worker looks at
+// one flag a round and takes the lock only if there is mail.
+type mailbox struct {
+	pending atomic.Bool // written by senders, cleared by the worker
+	asleep  atomic.Bool // written by the worker, read by senders: somebody must write event
+	event   int         // eventfd
+
+	mu      sync.Mutex
+	running bool
+	letters []letter
+}
+
+type letter struct {
+	fn   func()
+	done chan struct{}
+}
+
+func (m *mailbox) open() (err error) {
+	m.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("eventfd of a worker's mailbox: %w", err)
+	}
+	return nil
+}
+
+// Do runs fn on the worker between two rounds and returns when it is done. What held in rounds that began before, such as a
+// view of memory or a link, is held by no round any more: this is the grace point. Before Run and after its end fn
+// runs on the caller. Never call it from the worker itself.
+func (w *Worker) Do(fn func()) {
+	m := &w.mailbox
+	m.mu.Lock()
+	if !m.running {
+		defer m.mu.Unlock()
+		fn()
+		return
+	}
+	l := letter{fn: fn, done: make(chan struct{})}
+	m.letters = append(m.letters, l)
+	m.pending.Store(true)
+	m.mu.Unlock()
+	if m.asleep.Load() { // ordered after the store: sync/atomic is sequentially consistent
+		m.ring()
+	}
+	<-l.done
+}
+
+// ring ends the worker's sleep.
+func (m *mailbox) ring() {
+	one := [8]byte{1}
+	_, _ = unix.Write(m.event, one[:]) // EAGAIN: it rings already
+}
+
+// empty does what was asked. On the worker.
+func (m *mailbox) empty(w *Worker) {
+	m.mu.Lock()
+	letters := m.letters
+	m.letters = nil
+	m.pending.Store(false)
+	m.mu.Unlock()
+	for _, l := range letters {
+		w.carryOut(l)
+	}
+}
+
+// carryOut does one letter. Setting up a ring reads guest memory, so a fault is contained here, too.
+func (w *Worker) carryOut(l letter) {
+	defer close(l.done)
+	defer w.contain(nil)
+	l.fn()
+}
+
+func (m *mailbox) enter() {
+	m.mu.Lock()
+	m.running = true
+	m.mu.Unlock()
+}
+
+// leave does the last mail; from now on callers of Do serve themselves.
+func (m *mailbox) leave(w *Worker) {
+	m.mu.Lock()
+	m.running = false
+	m.mu.Unlock()
+	m.empty(w)
+}

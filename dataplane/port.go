@@ -1,0 +1,74 @@
+package dataplane
+
+import (
+	"time"
+
+	"github.com/shuntio/shunt/dataplane/frame"
+)
+
+// Quantum is how many frames a port may bring into one round, and so the length of every vector of frames.
+const Quantum = 64
+
+// Forever is what Arm returns when nothing but its files need wake the worker.
+const Forever = time.Duration(1<<63 - 1)
+
+// Source is something a worker polls. All its methods are called by the owning worker.
+type Source interface {
+	// Poll does at most a quantum of work and tells how much it did.
+	Poll() int
+	// Flush ends a round: what Poll of this or other sources queued here goes out now.
+	Flush()
+	// Arm asks whoever feeds the source to wake the worker through the files it watches, with plain stores; the
+	// worker fences once behind all of them. It returns how long the worker may sleep at most on this source's account.
+	Arm() time.Duration
+	// Pending tells, after the fence, whether work came in before Arm was seen.
+	Pending() bool
+	// Disarm takes Arm back.
+	Disarm()
+}
+
+// Port is where frames enter and leave the engine: a guest's virtio-net device, an uplink's AF_XDP sockets.
+// The worker that owns it calls these methods, nobody else.
+type Port interface {
+	// Receive takes frames from the pool, fills them, and returns how many slots of into it set. The slots are nil on
+	// entry, and each is set before the guest's memory is touched for it, so that a fault loses no frame.
+	Receive(into []*frame.Frame, pool *frame.Pool) int
+	// Release ends what Receive began: bodies of received frames are no longer looked at, and their buffers go back.
+	Release()
+	// Transmit takes frames in order. It keeps a frame beyond the call by setting its slot to nil; the caller
+	// recycles the others. What it can't take it drops and counts.
+	Transmit(frames []*frame.Frame, pool *frame.Pool)
+	// Flush, Arm, Pending and Disarm are as in Source.
+	Flush()
+	Arm() time.Duration
+	Pending() bool
+	Disarm()
+	// Fault tells the port that touching the address failed. If it lies in memory that the port's peer gave us, the port
+	// takes itself out of service and reports true.
+	Fault(address uintptr) bool
+}
+
+// Forwarder decides where the frames of one link go.
+type Forwarder interface {
+	// Forward takes every frame of the vector, sets its slot to nil, and hands it to w.Send or w.Drop. What it decides
+	// it decides on the frame's head alone.
+	Forward(w *Worker, from *Link, frames []*frame.Frame)
+}
+
+// Link is a port with its forwarder, as its worker sees it: the Source that moves frames.
+type Link struct {
+	// Name is the port's name in the configuration.
+	Name string
+	// Port and Forwarder are set before the link is added to its worker; Forwarder may be replaced on the worker.
+	Port      Port
+	Forwarder Forwarder
+	// Counters are shared with the port, which counts what it receives and what it takes, and with the forwarder, which
+	// counts what it drops.
+	Counters *Counters
+
+	worker *Worker
+	// out holds frames on their way to Port.Transmit, at most until the end of the batch that brought them.
+	out   [Quantum]*frame.Frame
+	nout  int
+	dirty bool // is in worker.dirty
+}

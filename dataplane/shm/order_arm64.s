@@ -1,0 +1,27 @@
+#include "textflag.h"
+
+// func Load16(p *uint16) uint16
+TEXT ·Load16(SB), NOSPLIT, $0-10
+	MOVD  p+0(FP), R0
+	LDARH (R0), R1
+	MOVH  R1, ret+8(FP)
+	RET
+
+// func Store16(p *uint16, v uint16)
+TEXT ·Store16(SB), NOSPLIT, $0-10
+	MOVD  p+0(FP), R0
+	MOVHU v+8(FP), R1
+	STLRH R1, (R0)
+	RET
+
+// func Release32(p *uint32, v uint32)
+TEXT ·Release32(SB), NOSPLIT, $0-12
+	MOVD  p+0(FP), R0
+	MOVWU v+8(FP), R1
+	STLRW R1, (R0)
+	RET
+
+// func Fence()
+TEXT ·Fence(SB), NOSPLIT, $0-0
+	DMB $0xB // ISH
+	RET
