@@ -116,7 +116,7 @@ func (w *Worker) wait(limit time.Duration) (timedOut bool) {
 	}
 	for i := range w.wake {
 		if w.wake[i].Revents != 0 && w.drain[i] {
-			_, _ = unix.Read(int(w.wake[i].Fd), w.count[:]) // non-blocking; whatever it counts, we look everywhere
+			shm.Drain(int(w.wake[i].Fd)) // whatever it counts, we look everywhere
 		}
 	}
 	return false

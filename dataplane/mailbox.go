@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/shuntio/shunt/dataplane/shm"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,10 +56,7 @@ func (w *Worker) Do(fn func()) {
 }
 
 // ring ends the worker's sleep.
-func (m *mailbox) ring() {
-	one := [8]byte{1}
-	_, _ = unix.Write(m.event, one[:]) // EAGAIN: it rings already
-}
+func (m *mailbox) ring() { shm.Signal(m.event) }
 
 // empty does what was asked. On the worker.
 func (m *mailbox) empty(w *Worker) {

@@ -53,7 +53,6 @@ type Worker struct {
 	wake    []unix.PollFd // what ends a sleep; the first is the mailbox's
 	drain   []bool        // which of them are eventfds to be read
 	timeout unix.Timespec // of the current sleep; here, so that it is not allocated
-	count   [8]byte       // what was read from an eventfd
 	stop    atomic.Bool
 	stats   WorkerStats
 }

@@ -66,13 +66,62 @@ func Open(regions []Region) (_ *Map, err error) {
 		}
 		m.regions = append(m.regions, opened)
 	}
+	if err := m.sort(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// sort brings the regions in order and refuses overlaps.
+func (m *Map) sort() error {
 	slices.SortFunc(m.regions, func(a, b region) int { return cmp.Compare(a.GuestAddr, b.GuestAddr) })
 	for i := 1; i < len(m.regions); i++ {
 		if a, b := &m.regions[i-1], &m.regions[i]; b.GuestAddr-a.GuestAddr < a.Size {
-			return nil, fmt.Errorf("%w: guest addresses %#x+%#x and %#x overlap", ErrRegion, a.GuestAddr, a.Size, b.GuestAddr)
+			return fmt.Errorf("%w: guest addresses %#x+%#x and %#x overlap", ErrRegion, a.GuestAddr, a.Size, b.GuestAddr)
 		}
 	}
-	return m, nil
+	return nil
+}
+
+// With returns a map that has one region more. The others are shared with m, which is not to be freed any more once the new
+// one is in use. A nil m has no regions.
+func (m *Map) With(r Region) (*Map, error) {
+	more := &Map{}
+	if m != nil {
+		more.regions = slices.Clone(m.regions)
+	}
+	if len(more.regions) == MaxRegions {
+		return nil, fmt.Errorf("%w: there are %d already", ErrRegion, MaxRegions)
+	}
+	opened, err := open(r)
+	if err != nil {
+		return nil, err
+	}
+	more.regions = append(more.regions, opened)
+	if err := more.sort(); err != nil {
+		_ = opened.mapping.Free()
+		return nil, err
+	}
+	return more, nil
+}
+
+// Without returns a map that lacks the region at a guest address and user address, and that region as a map of its own, to be
+// revoked and freed. The others are shared with m.
+func (m *Map) Without(guestAddr, userAddr, size uint64) (rest, removed *Map, err error) {
+	rest, removed = &Map{}, &Map{}
+	if m != nil {
+		for _, r := range m.regions {
+			if r.GuestAddr == guestAddr && r.UserAddr == userAddr && r.Size == size {
+				removed.regions = append(removed.regions, r)
+			} else {
+				rest.regions = append(rest.regions, r)
+			}
+		}
+	}
+	if len(removed.regions) == 0 {
+		return nil, nil, fmt.Errorf("%w: there is none at guest address %#x of %#x bytes", ErrRegion, guestAddr, size)
+	}
+	return rest, removed, nil
 }
 
 func open(r Region) (region, error) {
@@ -87,17 +136,21 @@ func open(r Region) (region, error) {
 		return fail("it is empty")
 	case r.Size > 1<<46:
 		return fail("it is larger than an address space")
+	case r.Offset > 1<<46:
+		return fail("its offset is larger than an address space")
 	case r.GuestAddr+r.Size < r.GuestAddr || r.UserAddr+r.Size < r.UserAddr || r.Offset+r.Size < r.Offset:
 		return fail("it wraps around")
 	case r.Offset+r.Size > uint64(size):
 		return fail(fmt.Sprintf("the file has only %#x bytes", size))
 	}
 	// Map from the file's start: the offset need not be aligned to the page size, which is the huge one on hugetlbfs.
-	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Length: int(r.Offset + r.Size)})
+	page := shm.PageSize(r.FD)
+	length := (int(r.Offset+r.Size) + page - 1) / page * page
+	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Length: length})
 	if err != nil {
 		return region{}, fmt.Errorf("%w: %w", ErrRegion, err)
 	}
-	return region{Region: r, bytes: mapping.Bytes()[r.Offset:], mapping: mapping}, nil
+	return region{Region: r, bytes: mapping.Bytes()[r.Offset : r.Offset+r.Size], mapping: mapping}, nil
 }
 
 // View returns n bytes from a guest-physical address; nil unless all of them lie in one region. It is valid until the worker that

@@ -33,6 +33,15 @@ type MapOptions struct {
 	Populate bool
 }
 
+// PageSize is the size of the pages behind a file of memory: hugetlbfs wants lengths in multiples of it.
+func PageSize(fd int) int {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || uint32(fs.Type) != unix.HUGETLBFS_MAGIC {
+		return unix.Getpagesize()
+	}
+	return int(fs.Bsize)
+}
+
 // Map maps memory shared with whoever else maps the same file.
 // The file descriptor stays the caller's and may be closed afterwards.
 func Map(o MapOptions) (*Mapping, error) {
