@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,7 +40,7 @@ var base = Recipe{
 }
 
 // builder changes when the code below makes another image of the same recipe.
-const builder = "1"
+const builder = "2"
 
 // Image is a kernel and its initial file system, ready to boot.
 type Image struct {
@@ -59,7 +58,7 @@ type manifest struct {
 }
 
 const (
-	kernelFile    = "vmlinuz"
+	kernelFile    = "kernel"
 	initramfsFile = "initramfs.cpio"
 	manifestFile  = "manifest.json"
 )
@@ -92,7 +91,7 @@ func build(ctx context.Context, recipe Recipe) (Image, error) {
 	}
 	defer unlock()
 
-	packages, err := resolve(ctx, recipe.Packages)
+	packages, err := resolveOnce(ctx, cache, recipe.Packages)
 	if err != nil {
 		if image, ok := newestOf(cache, recipe.hash()); ok {
 			return image, nil
@@ -165,7 +164,7 @@ func (r Recipe) makeIn(ctx context.Context, cache, dir string, packages []string
 	if err != nil {
 		return err
 	}
-	if err := copyFile(filepath.Join(root, "boot", "vmlinuz-"+version), filepath.Join(out, kernelFile)); err != nil {
+	if err := copyKernel(ctx, filepath.Join(root, "boot", "vmlinuz-"+version), filepath.Join(out, kernelFile)); err != nil {
 		return err
 	}
 	if err := r.writeInitramfs(root, version, filepath.Join(out, initramfsFile)); err != nil {
@@ -310,20 +309,6 @@ func flock(file *os.File) error {
 			return err
 		}
 	}
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close())
 }
 
 // kernelVersion is the name of the only directory of modules.

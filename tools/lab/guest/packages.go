@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,32 @@ const kernelPackage = "linux-image-amd64"
 // followed are the dependencies that may hold a library a program needs.
 // Others (configuration, accounts) mean nothing in an initial file system.
 var followed = regexp.MustCompile(`^(lib|zlib|linux-image-)`)
+
+// aptLists changes its time whenever apt's knowledge of packages does.
+const aptLists = "/var/lib/apt/lists"
+
+// resolveOnce is resolve with the answer kept in the cache until apt's lists
+// change, as apt takes seconds. The caller holds the cache's lock.
+func resolveOnce(ctx context.Context, cache string, names []string) ([]string, error) {
+	key := digest(fmt.Sprint(names, modified(aptLists).UnixNano()))
+	path := filepath.Join(cache, "packages-"+key)
+	if text, err := os.ReadFile(path); err == nil && bytes.HasSuffix(text, []byte("\n\n")) {
+		return strings.Fields(string(text)), nil
+	}
+	packages, err := resolve(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	stale, err := filepath.Glob(filepath.Join(cache, "packages-*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range stale {
+		_ = os.Remove(path)
+	}
+	// The empty line at the end tells a whole list.
+	return packages, os.WriteFile(path, []byte(strings.Join(packages, "\n")+"\n\n"), 0o644)
+}
 
 // resolve returns the packages and the libraries they depend on, sorted, as
 // name=version, at the versions apt would install.
