@@ -1,0 +1,225 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/shm"
+	"github.com/shuntio/shunt/dataplane/vnet"
+	"github.com/shuntio/shunt/dataplane/vnet/vnettest"
+	"github.com/shuntio/shunt/pinning"
+)
+
+// GuestToGuestOptions configure GuestToGuest. Connect must be set.
+type GuestToGuestOptions struct {
+	// FrameLen is the length of each frame in bytes. Zero: 64.
+	FrameLen int
+	// Duration of the measurement. Zero: 2 s.
+	Duration time.Duration
+	// Both sends in both directions; else only from the first guest to the second.
+	Both bool
+	// QueueSize of each virtqueue. Zero: 1024.
+	QueueSize int
+	// WorkerCPU and GuestCPU are where worker and load generator run.
+	WorkerCPU, GuestCPU int
+	// Collections is how many garbage collections are forced meanwhile, spread evenly.
+	Collections int
+	// Connect sets the forwarders of the two links, so that each guest's frames reach the other after a lookup, and returns the
+	// addresses that the guests' frames carry.
+	Connect func(w *dataplane.Worker, links [2]*dataplane.Link) (macs [2][6]byte, err error)
+}
+
+// GuestToGuestResult is what was measured.
+type GuestToGuestResult struct {
+	// Mpps is the rate of frames that arrived, in millions per second; BusyNanos what each cost the worker.
+	Mpps, BusyNanos float64
+	// Offered, Delivered and Dropped account for every frame.
+	Offered, Delivered, Dropped uint64
+	// Pauses are the garbage collector's, while worker and generator spun.
+	Pauses Pauses
+}
+
+// GuestToGuest moves frames between two guests over one worker as fast as it goes. The generator, one pinned thread, is the driver's side of both
+// guests.
+func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResult, error) {
+	o.FrameLen = defaulted(o.FrameLen, 64)
+	o.QueueSize = defaulted(o.QueueSize, 1024)
+	o.Duration = defaulted(o.Duration, 2*time.Second)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0)))) // two spinning threads, and room for the collector
+	engine, err := newEngine(o.WorkerCPU)
+	if err != nil {
+		return nil, err
+	}
+	defer engine.close()
+	var guests [2]*vnettest.Guest
+	var links [2]*dataplane.Link
+	for i := range guests {
+		if guests[i], err = vnettest.New(vnettest.Options{QueueSize: o.QueueSize}); err != nil {
+			return nil, err
+		}
+		defer guests[i].Close()
+		if links[i], err = engine.attach(guests[i]); err != nil {
+			return nil, err
+		}
+	}
+	macs, err := o.Connect(engine.worker, links)
+	if err != nil {
+		return nil, err
+	}
+	for i, g := range guests {
+		g.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) {
+			copy(f, macs[1-i][:])
+			copy(f[6:], macs[i][:])
+			f[12], f[13] = 0x88, 0xb5 // local experimental EtherType (IEEE 802)
+		})
+	}
+	senders := guests[:1]
+	if o.Both {
+		senders = guests[:]
+	}
+	engine.start()
+	return engine.measure(ctx, o, guests, senders)
+}
+
+// measure runs the generator for a while, and counts.
+func (e *engine) measure(ctx context.Context, o GuestToGuestOptions, guests [2]*vnettest.Guest, senders []*vnettest.Guest) (*GuestToGuestResult, error) {
+	var stop atomic.Bool
+	var done sync.WaitGroup
+	var failed error
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		failed = generate(&stop, o, guests, senders)
+	}()
+	time.Sleep(200 * time.Millisecond) // caches, branch predictors, frequency
+	received := func() uint64 { return atomic.LoadUint64(&guests[0].Received) + atomic.LoadUint64(&guests[1].Received) }
+	stats := e.worker.Stats()
+	began, n0, busy0 := time.Now(), received(), stats.BusyNanos.Load()
+	pauses := collectMeanwhile(ctx, o.Collections, o.Duration)
+	elapsed, n1, busy1 := time.Since(began), received(), stats.BusyNanos.Load()
+	stop.Store(true)
+	done.Wait()
+	e.worker.Stop()
+	e.done.Wait()
+	if err := errors.Join(failed, ctx.Err()); err != nil {
+		return nil, err
+	}
+	r := &GuestToGuestResult{
+		Mpps: float64(n1-n0) / elapsed.Seconds() / 1e6, BusyNanos: float64(busy1-busy0) / float64(n1-n0), Pauses: pauses,
+	}
+	for i, l := range e.links {
+		r.Offered += l.Counters.RxPackets.Load()
+		r.Delivered += guests[i].Received
+		for _, why := range dataplane.Reasons() {
+			r.Dropped += l.Counters.Drops(why)
+		}
+	}
+	return r, nil
+}
+
+// generate is both guests' driver side, until stop, and then until what is under way has arrived.
+func generate(stop *atomic.Bool, o GuestToGuestOptions, guests [2]*vnettest.Guest, senders []*vnettest.Guest) error {
+	runtime.LockOSThread() // never unlocked: it is pinned
+	if err := pinning.Apply(o.GuestCPU); err != nil {
+		return err
+	}
+	for quiet := 0; quiet < 1000; {
+		ending := stop.Load()
+		if !ending {
+			for _, g := range senders {
+				if _, err := g.Blast(64, o.FrameLen); err != nil {
+					return err
+				}
+			}
+		}
+		moved := 0
+		for _, g := range guests {
+			n, err := g.Sink(64)
+			if err != nil {
+				return err
+			}
+			moved += n
+		}
+		if ending && moved == 0 {
+			quiet++
+			time.Sleep(10 * time.Microsecond)
+		}
+	}
+	return nil
+}
+
+// engine is one worker and its links.
+type engine struct {
+	worker *dataplane.Worker
+	links  []*dataplane.Link
+	memory *shm.Mapping
+	done   sync.WaitGroup
+}
+
+// frames of one worker: the vectors of a round, with room for what waits in rings.
+const engineFrames = 4096
+
+func newEngine(cpu int) (*engine, error) {
+	mapping, err := shm.Map(shm.MapOptions{FD: -1, Length: engineFrames * frame.ChunkSize, Populate: true})
+	if err != nil {
+		return nil, err
+	}
+	memory, err := frame.NewMemory(mapping.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	pool, err := memory.NewPool(0, engineFrames)
+	if err != nil {
+		return nil, err
+	}
+	w, err := dataplane.NewWorker(dataplane.WorkerOptions{
+		Pool: pool, Idle: dataplane.Poll, Start: func() error { return pinning.Apply(cpu) },
+	})
+	return &engine{worker: w, memory: mapping}, err
+}
+
+// attach makes a port for a guest, and hands it the guest's rings.
+func (e *engine) attach(g *vnettest.Guest) (*dataplane.Link, error) {
+	l := &dataplane.Link{Name: fmt.Sprintf("guest%d", len(e.links)), Counters: &dataplane.Counters{}}
+	port, err := vnet.New(vnet.Options{Worker: e.worker, Counters: l.Counters})
+	if err != nil {
+		return nil, err
+	}
+	l.Port = port
+	if err := g.Attach(port); err != nil {
+		return nil, err
+	}
+	e.links = append(e.links, l)
+	e.worker.Do(func() { e.worker.Add(l) })
+	return l, nil
+}
+
+func (e *engine) start() {
+	e.done.Add(1)
+	go func() {
+		defer e.done.Done()
+		_ = e.worker.Run()
+	}()
+}
+
+func (e *engine) close() {
+	e.worker.Stop()
+	e.done.Wait()
+	_ = e.worker.Close()
+	_ = e.memory.Free()
+}
+
+func defaulted[T comparable](v, zero T) T {
+	var none T
+	if v == none {
+		return zero
+	}
+	return v
+}
