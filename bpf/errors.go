@@ -1,0 +1,51 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrBusy is wrapped by errors for an interface that somebody else holds: a
+	// living process, or an XDP program that is not ours to replace.
+	ErrBusy = errors.New("interface is taken")
+	// ErrNoInterface is wrapped when the interface does not exist.
+	ErrNoInterface = errors.New("no such interface")
+	// ErrPermission is wrapped when the process may not load or attach programs.
+	ErrPermission = errors.New("permission denied")
+	// ErrNotSupported is wrapped when kernel or driver cannot do what was asked.
+	ErrNotSupported = errors.New("not supported")
+	// ErrNotAttached is wrapped when there is nothing to detach.
+	ErrNotAttached = errors.New("no XDP program attached")
+)
+
+// explain turns the kernel's refusal of a BPF system call or a pin into a
+// sentence that says what to do. It returns nil for nil.
+func explain(doing string, err error) error {
+	var verifier *ebpf.VerifierError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &verifier) && len(verifier.Log) > 0:
+		// EACCES is also how the verifier says no, so this comes first.
+		return fmt.Errorf("%s: %w: kernel %s refuses the program, shunt needs 6.1 or newer: %w", doing, ErrNotSupported, kernel(), err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s: %w, run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN: %w", doing, ErrPermission, err)
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("%s: %w by kernel %s, shunt needs 6.1 or newer: %w", doing, ErrNotSupported, kernel(), err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+func kernel() string {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return "(unknown)"
+	}
+	return strings.TrimSpace(unix.ByteSliceToString(uts.Release[:]))
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+
+//go:build ignore
+
+/*
+ * Which frames of an uplink are ours. A frame goes down this list until a line
+ * decides; what is ours goes to an AF_XDP socket, everything else to the kernel.
+ *
+ *	Ethernet ---- 802.1Q, 802.1ad ---------------------> pass-tagged
+ *	   | flat: unicast to a MAC in macs ---------------> redirect-flat
+ *	   v neither IPv4 nor IPv6 ------------------------> pass-not-ip
+ *	IPv4, IPv6 -- fragment ----------------------------> pass-fragment
+ *	   v not UDP to vxlan_port, no I flag -------------> pass-not-vxlan
+ *	VXLAN ------- outer destination not in vteps4/6 ---> pass-other-address
+ *	   |          VNI not in networks -----------------> pass-unknown-vni
+ *	   v
+ *	xsks[queue * sockets_per_queue + worker] ----------> redirect
+ *	   nobody there -----------------------------------> drop-no-socket
+ *
+ * Multicast and broadcast never match macs: a flat network's share of them is
+ * copied by an AF_PACKET socket, as the host needs them too.
+ *
+ * Nothing is judged by a length field: what a header claims beyond the end of
+ * the frame is for the engine, or the kernel, to refuse. Neither are checksums,
+ * which a veth peer leaves partial.
+ */
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define IP_MF_OR_OFFSET 0x3fff /* RFC 791: more fragments, or not the first */
+
+#define VXLAN_I 0x08000000 /* RFC 7348: the VNI is valid */
+
+struct vxlanhdr {
+	__be32 flags;
+	__be32 vni; /* upper 24 bits */
+};
+
+/* The names are part of the interface: userspace reads them from the program's
+ * BTF, in lower case and with dashes, so a tool names those of any version. */
+enum verdict {
+	REDIRECT,
+	REDIRECT_FLAT,
+	DROP_NO_SOCKET,
+	PASS_TRUNCATED, /* ends within the headers above */
+	PASS_TAGGED,
+	PASS_NOT_IP,
+	PASS_NOT_VXLAN,
+	PASS_FRAGMENT,
+	PASS_OTHER_ADDRESS,
+	PASS_UNKNOWN_VNI,
+	VERDICTS,
+};
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Written by the loader before the program is loaded; the verifier then takes
+ * them for constants. */
+const volatile __u16 vxlan_port = 4789;
+const volatile __u32 sockets_per_queue = 1;
+
+/* Switched while running. Unset, macs is not looked at. */
+volatile _Bool flat;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1); /* sized by the loader */
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct in_addr);
+	__type(value, __u8);
+} vteps4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct in6_addr);
+	__type(value, __u8);
+} vteps6 SEC(".maps");
+
+/* VNI in host order to the worker its frames go to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} networks SEC(".maps");
+
+struct mac {
+	__u8 addr[ETH_ALEN];
+};
+
+/* Unicast MAC of a port in a flat network to its worker. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 14);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct mac);
+	__type(value, __u32);
+} macs SEC(".maps");
+
+/* Bumped here without a lock, a copy to each CPU; userspace adds them up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VERDICTS);
+	__type(key, __u32); /* enum verdict */
+	__type(value, struct counter);
+} verdicts SEC(".maps");
+
+static __always_inline enum verdict judge_vxlan(struct udphdr *udp, void *end, __u32 *worker,
+						struct in_addr *dst4, struct in6_addr *dst6)
+{
+	struct vxlanhdr *vxlan = (void *)(udp + 1);
+	__u32 vni, *known;
+
+	if ((void *)vxlan > end)
+		return PASS_TRUNCATED;
+	if (udp->dest != bpf_htons(vxlan_port))
+		return PASS_NOT_VXLAN;
+	if ((void *)(vxlan + 1) > end)
+		return PASS_TRUNCATED;
+	if (!(vxlan->flags & bpf_htonl(VXLAN_I)))
+		return PASS_NOT_VXLAN;
+	if (dst4 ? !bpf_map_lookup_elem(&vteps4, dst4) : !bpf_map_lookup_elem(&vteps6, dst6))
+		return PASS_OTHER_ADDRESS;
+	vni = bpf_ntohl(vxlan->vni) >> 8;
+	known = bpf_map_lookup_elem(&networks, &vni);
+	if (!known)
+		return PASS_UNKNOWN_VNI;
+	*worker = *known;
+	return REDIRECT;
+}
+
+static __always_inline enum verdict judge_ipv4(struct iphdr *ip, void *end, __u32 *worker)
+{
+	if ((void *)(ip + 1) > end)
+		return PASS_TRUNCATED;
+	if (ip->version != 4 || ip->ihl < 5)
+		return PASS_NOT_IP;
+	if (ip->frag_off & bpf_htons(IP_MF_OR_OFFSET))
+		return PASS_FRAGMENT;
+	if (ip->protocol != IPPROTO_UDP)
+		return PASS_NOT_VXLAN;
+	return judge_vxlan((void *)ip + ip->ihl * 4, end, worker, (void *)&ip->daddr, 0);
+}
+
+static __always_inline enum verdict judge_ipv6(struct ipv6hdr *ip, void *end, __u32 *worker)
+{
+	if ((void *)(ip + 1) > end)
+		return PASS_TRUNCATED;
+	if (ip->version != 6)
+		return PASS_NOT_IP;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return PASS_FRAGMENT;
+	if (ip->nexthdr != IPPROTO_UDP)
+		return PASS_NOT_VXLAN;
+	return judge_vxlan((void *)(ip + 1), end, worker, 0, &ip->daddr);
+}
+
+static __always_inline enum verdict judge(struct xdp_md *ctx, __u32 *worker)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	__u32 *port;
+
+	if ((void *)(eth + 1) > end)
+		return PASS_TRUNCATED;
+	if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
+		return PASS_TAGGED;
+	if (flat && !(eth->h_dest[0] & 1)) {
+		port = bpf_map_lookup_elem(&macs, eth->h_dest);
+		if (port) {
+			*worker = *port;
+			return REDIRECT_FLAT;
+		}
+	}
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return judge_ipv4((void *)(eth + 1), end, worker);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		return judge_ipv6((void *)(eth + 1), end, worker);
+	return PASS_NOT_IP;
+}
+
+/* Not inlined, so that its prototype carries enum verdict into the kernel. */
+static __noinline void count(struct xdp_md *ctx, enum verdict verdict)
+{
+	struct counter *counter = bpf_map_lookup_elem(&verdicts, &verdict);
+
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += bpf_xdp_get_buff_len(ctx); /* all buffers of a jumbo frame */
+}
+
+static __always_inline int steer(struct xdp_md *ctx)
+{
+	__u32 worker = 0;
+	enum verdict verdict = judge(ctx, &worker);
+	int action = XDP_PASS;
+
+	if (verdict == REDIRECT || verdict == REDIRECT_FLAT) {
+		/* A known network is never the kernel's, so without a socket it is
+		 * dropped. The socket must be bound to this very queue: the kernel
+		 * drops what comes from another, which the socket counts. */
+		action = bpf_redirect_map(&xsks, ctx->rx_queue_index * sockets_per_queue + worker, XDP_DROP);
+		if (action != XDP_REDIRECT)
+			verdict = DROP_NO_SOCKET;
+	}
+	count(ctx, verdict);
+	return action;
+}
+
+/* Takes frames of several buffers, so a jumbo MTU does not stop it from running
+ * in the driver. The headers above always lie in the first buffer. */
+SEC("xdp.frags")
+int shunt_steer(struct xdp_md *ctx)
+{
+	return steer(ctx);
+}
+
+/* For drivers that refuse the above. */
+SEC("xdp")
+int shunt_steer_lin(struct xdp_md *ctx)
+{
+	return steer(ctx);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
