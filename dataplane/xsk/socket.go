@@ -1,0 +1,351 @@
+package xsk
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+	"golang.org/x/sys/unix"
+)
+
+// Mode says how packets get between device and frames.
+type Mode uint8
+
+const (
+	// ModeAuto takes zero copy where the driver has it, else copy. Socket.ZeroCopy tells which it became.
+	ModeAuto Mode = iota
+	// ModeCopy copies, and works with every driver.
+	ModeCopy
+	// ModeZeroCopy lets the device work on the frames themselves, or fails with ErrNoZeroCopy.
+	ModeZeroCopy
+)
+
+// String is the mode's name in the configuration.
+func (m Mode) String() string {
+	switch m {
+	case ModeAuto:
+		return "auto"
+	case ModeCopy:
+		return "copy"
+	case ModeZeroCopy:
+		return "zerocopy"
+	}
+	return fmt.Sprintf("mode-%d", uint8(m))
+}
+
+const (
+	// RingSize is the default of all four rings: at 3 Mpps the kernel may be left alone, or leave us alone, for 2048/3e6 =
+	// 680 us, which spans the pauses of a shared core that are common, not those that are rare.
+	RingSize = 2048
+	// kernelBudget is how many descriptors one system call takes in copy mode if nothing else is asked for; also the least that can be.
+	kernelBudget = 32
+	// chargePerFrame is what a frame under way costs of SO_SNDBUF in copy mode at most: a socket buffer that
+	// holds a whole chunk (4096 + headroom, rounded up to 8192) and its descriptor.
+	chargePerFrame = 8192 + 512
+	// busyWait is how long Open waits for a queue: the kernel takes it from a socket that was closed, or whose process was killed, some
+	// milliseconds later, in a work queue.
+	busyWait = 2 * time.Second
+)
+
+// SocketOptions configure a Socket. Device must be set; everything else may be zero.
+type SocketOptions struct {
+	// Device to bind to, from LookupDevice.
+	Device Device
+	// Queue of the device, from 0.
+	Queue int
+	// Owner is another socket bound to the same queue, which has the fill and completion rings; this one then has none. nil:
+	// this socket owns the queue.
+	Owner *Socket
+	// Rx and Tx are sizes in entries, powers of two. Zero: RingSize. Negative: no such ring.
+	Rx, Tx int
+	// Fill and Completion are sizes in entries, powers of two, of an owner's rings. Zero: RingSize.
+	Fill, Completion int
+	// Mode asks for zero copy or copy. Zero: ModeAuto.
+	Mode Mode
+	// MultiBuffer lets packets span descriptors. It needs a kernel that has the MultiBuffer feature.
+	MultiBuffer bool
+	// Budget is how many descriptors a system call transmits at most in copy mode, from 32 to Tx. Zero: 32. More
+	// needs a kernel that has the TxBudget feature.
+	Budget int
+	// SendBuffer is SO_SNDBUF in bytes, which copy mode charges with every packet under way. Zero: enough for a full tx ring
+	// of the largest frames.
+	SendBuffer int
+	// BusyWait is how long to wait for a queue that another socket holds. Zero: 2 s. Negative: not at all.
+	BusyWait time.Duration
+}
+
+// Socket is an AF_XDP socket bound to a queue of a device. Its rings are for one worker.
+type Socket struct {
+	// Rx brings packets, Tx takes them.
+	Rx Consumer[Desc]
+	Tx Producer[Desc]
+	// Fill takes chunks to receive into, Completion gives back those transmitted. Only a queue's owner has them.
+	Fill       Producer[uint64]
+	Completion Consumer[uint64]
+
+	umem     *UMEM
+	o        SocketOptions
+	fd       int
+	zeroCopy bool
+	maps     [][]byte // the rings' mappings
+
+	// send and receive are the two system calls that wake the kernel. Fields, so that a test can be the kernel.
+	send, receive func(fd int) unix.Errno
+}
+
+// Open opens a socket and binds it. The caller's thread must be in the device's network namespace.
+func (u *UMEM) Open(o SocketOptions) (*Socket, error) {
+	s := &Socket{umem: u, o: o, fd: -1, send: sendNow, receive: receiveNow}
+	s.o.setDefaults()
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("AF_XDP on %s queue %d: %w", o.Device.Name, o.Queue, err), s.Close())
+	}
+	return s, nil
+}
+
+func (o *SocketOptions) setDefaults() {
+	for _, size := range []*int{&o.Rx, &o.Tx, &o.Fill, &o.Completion} {
+		if *size == 0 {
+			*size = RingSize
+		}
+	}
+	if o.Owner != nil {
+		o.Fill, o.Completion = -1, -1
+	}
+	if o.SendBuffer == 0 {
+		o.SendBuffer = max(o.Tx, 0) * chargePerFrame
+	}
+	if o.BusyWait == 0 {
+		o.BusyWait = busyWait
+	}
+}
+
+func (o *SocketOptions) check() error {
+	if o.Queue < 0 || o.Queue >= o.Device.Queues {
+		return fmt.Errorf("%w: %s has %d, numbered from 0", ErrQueue, o.Device.Name, o.Device.Queues)
+	}
+	if o.Owner != nil && (o.Owner.o.Device.Index != o.Device.Index || o.Owner.o.Queue != o.Queue) {
+		return fmt.Errorf("the owner's socket is bound to %s queue %d", o.Owner.o.Device.Name, o.Owner.o.Queue)
+	}
+	if o.MultiBuffer {
+		return MultiBuffer.Check()
+	}
+	return nil
+}
+
+func (s *Socket) open() (err error) {
+	if err := s.o.check(); err != nil {
+		return err
+	}
+	s.fd, err = unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return explainSocket(err)
+	}
+	if err := s.makeRings(); err != nil {
+		return err
+	}
+	if err := s.setTransmit(); err != nil {
+		return err
+	}
+	if err := s.bind(); err != nil {
+		return err
+	}
+	var flags uint32
+	if err := getsockopt(s.fd, unix.XDP_OPTIONS, &flags); err != nil {
+		return fmt.Errorf("ask for the mode in force: %w", err)
+	}
+	s.zeroCopy = flags&unix.XDP_OPTIONS_ZEROCOPY != 0
+	return nil
+}
+
+// makeRings creates and maps the rings; the kernel maps none any more once the socket is bound.
+func (s *Socket) makeRings() error {
+	for _, r := range []struct {
+		name         string
+		option, size int
+	}{
+		{"rx", unix.XDP_RX_RING, s.o.Rx},
+		{"tx", unix.XDP_TX_RING, s.o.Tx},
+		{"fill", unix.XDP_UMEM_FILL_RING, s.o.Fill},
+		{"completion", unix.XDP_UMEM_COMPLETION_RING, s.o.Completion},
+	} {
+		if r.size < 0 {
+			continue
+		}
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, r.option, r.size); err != nil {
+			if r.size&(r.size-1) != 0 {
+				return fmt.Errorf("%s ring of %d entries: must be a power of two", r.name, r.size)
+			}
+			return fmt.Errorf("make the %s ring of %d entries: %w", r.name, r.size, err)
+		}
+	}
+	var off unix.XDPMmapOffsets
+	if err := getsockopt(s.fd, unix.XDP_MMAP_OFFSETS, &off); err != nil {
+		return fmt.Errorf("ask for the rings' layout: %w", err)
+	}
+	return errors.Join(
+		mapRing(s, unix.XDP_PGOFF_RX_RING, off.Rx, s.o.Rx, 16, newConsumer[Desc], &s.Rx),
+		mapRing(s, unix.XDP_PGOFF_TX_RING, off.Tx, s.o.Tx, 16, newProducer[Desc], &s.Tx),
+		mapRing(s, unix.XDP_UMEM_PGOFF_FILL_RING, off.Fr, s.o.Fill, 8, newProducer[uint64], &s.Fill),
+		mapRing(s, unix.XDP_UMEM_PGOFF_COMPLETION_RING, off.Cr, s.o.Completion, 8, newConsumer[uint64], &s.Completion),
+	)
+}
+
+// mapRing maps a ring of size entries, if the socket has it, and sets *into to what attach finds there.
+func mapRing[R any](s *Socket, page int64, off unix.XDPRingOffset, size, entry int,
+	attach func([]byte, unix.XDPRingOffset, int) (R, error), into *R) error {
+	if size < 0 {
+		return nil
+	}
+	b, err := unix.Mmap(s.fd, page, int(off.Desc)+size*entry, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("map a ring: %w", err)
+	}
+	s.maps = append(s.maps, b)
+	*into, err = attach(b, off, size)
+	return err
+}
+
+// setTransmit sets what copy mode transmits by.
+func (s *Socket) setTransmit() error {
+	if s.o.Tx < 0 {
+		return nil
+	}
+	// Beyond net.core.wmem_max only with CAP_NET_ADMIN; without it transmission pauses earlier, and nothing worse.
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, s.o.SendBuffer); err != nil {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, s.o.SendBuffer); err != nil {
+			return fmt.Errorf("set SO_SNDBUF to %d: %w", s.o.SendBuffer, err)
+		}
+	}
+	if s.o.Budget == 0 || s.o.Budget == kernelBudget {
+		return nil
+	}
+	if err := TxBudget.Check(); err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, s.o.Budget); err != nil {
+		return fmt.Errorf("transmit budget %d: must be %d to the tx ring's %d: %w", s.o.Budget, kernelBudget, s.o.Tx, err)
+	}
+	return nil
+}
+
+// bind binds the socket, with a registration of its own or another's. It waits for a queue that is about to become free.
+func (s *Socket) bind() error {
+	u := s.umem
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	address := unix.SockaddrXDP{Ifindex: uint32(s.o.Device.Index), QueueID: uint32(s.o.Queue)}
+	donor := s.o.Owner
+	if donor == nil {
+		donor = u.donor(&s.o)
+	}
+	if donor != nil {
+		address.Flags, address.SharedUmemFD = unix.XDP_SHARED_UMEM, uint32(donor.fd)
+	} else {
+		address.Flags = s.o.flags()
+		if err := u.register(s.fd); err != nil {
+			return err
+		}
+	}
+	const pause = 5 * time.Millisecond
+	err := unix.Bind(s.fd, &address)
+	for waited := time.Duration(0); errors.Is(err, unix.EBUSY) && waited < s.o.BusyWait; waited += pause {
+		time.Sleep(pause)
+		err = unix.Bind(s.fd, &address)
+	}
+	if err != nil {
+		return explainBind(err, &s.o)
+	}
+	u.sockets = append(u.sockets, s)
+	return nil
+}
+
+// flags are those of a socket that registers the memory; who shares inherits them.
+func (o *SocketOptions) flags() (flags uint16) {
+	flags = unix.XDP_USE_NEED_WAKEUP
+	switch o.Mode {
+	case ModeCopy:
+		flags |= unix.XDP_COPY
+	case ModeZeroCopy:
+		flags |= unix.XDP_ZEROCOPY
+	}
+	if o.MultiBuffer {
+		flags |= unix.XDP_USE_SG
+	}
+	return flags
+}
+
+// wantsTx tells whether the kernel must be called for the tx ring, after something was submitted to it.
+func (s *Socket) wantsTx() bool {
+	shm.Fence() // orders the producer index that was stored before the flag that is loaded
+	return s.Tx.NeedWakeup()
+}
+
+// wantsRx tells the same of the fill ring.
+func (s *Socket) wantsRx() bool {
+	shm.Fence()
+	return s.Fill.NeedWakeup()
+}
+
+// FD is the file to put into an XSKMAP, and to wait on for POLLIN.
+func (s *Socket) FD() int { return s.fd }
+
+// ZeroCopy tells the mode in force.
+func (s *Socket) ZeroCopy() bool { return s.zeroCopy }
+
+// Statistics are the kernel's counts of a socket (struct xdp_statistics).
+type Statistics struct {
+	// RxDropped packets found no frame in the fill ring or were longer than a chunk holds. RxRingFull ones found the
+	// rx ring full. The two together are what was lost on the way in.
+	RxDropped, RxRingFull uint64
+	// FillRingEmpty counts how often the kernel wanted a chunk in vain; its packets are among RxDropped.
+	FillRingEmpty uint64
+	// RxInvalid and TxInvalid are chunks and descriptors the kernel refused to look at; any is a bug of ours.
+	RxInvalid, TxInvalid uint64
+}
+
+// Statistics asks the kernel. Any goroutine may.
+func (s *Socket) Statistics() (Statistics, error) {
+	var k unix.XDPStatistics
+	if err := getsockopt(s.fd, unix.XDP_STATISTICS, &k); err != nil {
+		return Statistics{}, fmt.Errorf("statistics of AF_XDP on %s queue %d: %w", s.o.Device.Name, s.o.Queue, err)
+	}
+	return Statistics{
+		RxDropped: k.Rx_dropped, RxRingFull: k.Rx_ring_full, FillRingEmpty: k.Rx_fill_ring_empty_descs,
+		RxInvalid: k.Rx_invalid_descs, TxInvalid: k.Tx_invalid_descs,
+	}, nil
+}
+
+// Close closes the socket; no goroutine may use it or its rings any more. The kernel writes into no frame after it. Sockets
+// that share the queue are closed before its owner.
+func (s *Socket) Close() error {
+	if s.fd < 0 {
+		return nil
+	}
+	s.umem.forget(s)
+	err := unix.Close(s.fd)
+	s.fd = -1
+	for _, b := range s.maps {
+		err = errors.Join(err, unix.Munmap(b))
+	}
+	s.maps = nil
+	s.Rx, s.Tx, s.Fill, s.Completion = Consumer[Desc]{}, Producer[Desc]{}, Producer[uint64]{}, Consumer[uint64]{}
+	if s.zeroCopy && s.o.Owner == nil {
+		err = errors.Join(err, awaitFree(s.o.Device, s.o.Queue, busyWait))
+	}
+	return err
+}
+
+// sendNow transmits what is in the tx ring. In copy mode that work is done in the call, about 1.5 us a descriptor;
+// the scheduler need not know, see design.md section 4.
+func sendNow(fd int) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+	return errno
+}
+
+// receiveNow wakes a driver that ran out of chunks.
+func receiveNow(fd int) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+	return errno
+}
