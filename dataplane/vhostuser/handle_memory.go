@@ -1,0 +1,95 @@
+package vhostuser
+
+import "fmt"
+
+// setMemTable replaces all memory. Rings do not run meanwhile, so a device never sees one between two tables.
+func (s *session) setMemTable(m *message) ([]byte, error) {
+	n := int(m.u32(0))
+	if n > tableRegion || len(m.payload) != 8+n*regionSize || len(m.fds) != n {
+		return nil, refuse("%d regions in %d bytes with %d descriptors; at most %d regions with a descriptor each",
+			uint32(n), len(m.payload), len(m.fds), tableRegion)
+	}
+	var table regionTable
+	var regions [tableRegion]Region
+	for i := range n {
+		regions[i] = m.region(8+i*regionSize, m.fds[i])
+		entry, err := checkRegion(regions[i])
+		if err != nil {
+			return nil, err
+		}
+		if table, err = table.add(entry); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.stopAll(); err != nil {
+		return nil, err
+	}
+	if err := s.device.SetMemory(regions[:n]); err != nil {
+		return nil, s.resume(fmt.Errorf("set memory: %w", err))
+	}
+	s.memory = table
+	return nil, s.startAll()
+}
+
+// resume starts the rings again after a refused change, which comes first among the reasons.
+func (s *session) resume(failure error) error {
+	if err := s.startAll(); err != nil {
+		return fmt.Errorf("%w (%w; and then %w)", failure, errFatal, err)
+	}
+	return failure
+}
+
+func (s *session) getMaxMemSlots(m *message) ([]byte, error) {
+	return appendU64(s.reply(m.request), MaxMemSlots), nil
+}
+
+// addMemReg adds a region. QEMU 7.2 keeps a table per queue pair and sends every region once for each;
+// what is there already is no error.
+func (s *session) addMemReg(m *message) ([]byte, error) {
+	if len(m.fds) != 1 {
+		return nil, refuse("no descriptor came with it")
+	}
+	r := m.region(8, m.fds[0])
+	entry, err := checkRegion(r)
+	if err != nil {
+		return nil, err
+	}
+	if i := s.memory.find(r); i >= 0 && s.memory[i].file == entry.file && s.memory[i].MmapOffset == r.MmapOffset {
+		return nil, nil
+	}
+	if len(s.memory) >= MaxMemSlots {
+		return nil, refuse("all %d memory slots are in use", MaxMemSlots)
+	}
+	table, err := s.memory.add(entry)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.device.AddMemory(r); err != nil {
+		return nil, fmt.Errorf("add memory %v: %w", r, err)
+	}
+	s.memory = table
+	return nil, s.startAll()
+}
+
+// remMemReg removes a region. One that is not there is gone as asked (QEMU 7.2 asks once per queue pair). A descriptor
+// that comes along, as some front-ends believe it must, is closed like any other.
+func (s *session) remMemReg(m *message) ([]byte, error) {
+	i := s.memory.find(m.region(8, -1))
+	if i < 0 {
+		return nil, nil
+	}
+	gone, table := s.memory[i], s.memory.without(i)
+	for j := range s.rings {
+		if s.rings[j].running && s.rings[j].missing(s.features, table) != "" {
+			if _, err := s.stop(j); err != nil {
+				return nil, err
+			}
+		}
+	}
+	gone.FD = -1
+	if err := s.device.RemoveMemory(gone.Region); err != nil {
+		return nil, s.resume(fmt.Errorf("remove memory %v: %w", gone.Region, err))
+	}
+	s.memory = table
+	return nil, nil
+}

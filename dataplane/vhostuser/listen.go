@@ -1,0 +1,138 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInUse says that another process, or another Backend of this one, listens on the socket.
+var ErrInUse = errors.New("socket is in use")
+
+// backlog is how many front-ends wait in the kernel to be accepted or turned away.
+const backlog = 16
+
+// maxPath is the longest path a unix socket can have, the kernel's sun_path without its final zero.
+const maxPath = 107
+
+// listen creates the socket. Nobody can connect before listen(2), and by then mode and owner are set.
+func listen(o Options) (*net.UnixListener, fs.FileInfo, error) {
+	if err := checkPath(o.Path); err != nil {
+		return nil, nil, err
+	}
+	if err := clearStale(o.Path); err != nil {
+		return nil, nil, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create unix socket: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), o.Path)
+	defer file.Close() // net.FileListener takes a duplicate; file.Fd would make the socket blocking
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: o.Path}); err != nil {
+		return nil, nil, bindError(o.Path, err)
+	}
+	l, info, err := open(fd, file, o)
+	if err != nil {
+		_ = os.Remove(o.Path)
+		return nil, nil, err
+	}
+	return l, info, nil
+}
+
+// open gives a bound socket its mode and owner, and then to the world.
+func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, error) {
+	mode := o.Mode.Perm()
+	if mode == 0 {
+		mode = 0o600
+	}
+	if err := os.Chmod(o.Path, mode); err != nil {
+		return nil, nil, fmt.Errorf("set the mode of the socket: %w", err)
+	}
+	if o.Owner != 0 || o.Group != 0 {
+		if err := os.Lchown(o.Path, orKeep(o.Owner), orKeep(o.Group)); err != nil {
+			return nil, nil, fmt.Errorf("give the socket to user %d and group %d: %w", o.Owner, o.Group, err)
+		}
+	}
+	info, err := os.Lstat(o.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.Listen(fd, backlog); err != nil {
+		return nil, nil, fmt.Errorf("listen on %s: %w", o.Path, err)
+	}
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on %s: %w", o.Path, err)
+	}
+	return l.(*net.UnixListener), info, nil
+}
+
+func orKeep(id int) int {
+	if id == 0 {
+		return -1
+	}
+	return id
+}
+
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return errors.New("the vhost-user socket has no path")
+	case len(path) > maxPath:
+		return fmt.Errorf("socket path %s has %d bytes, the kernel takes at most %d: choose a shorter directory", path, len(path), maxPath)
+	case path[0] == '@':
+		return fmt.Errorf("socket path %s begins with @: abstract sockets have neither owner nor mode, use a path", path)
+	}
+	for i := range len(path) {
+		if path[i] == 0 {
+			return fmt.Errorf("socket path %q holds a zero byte", path)
+		}
+	}
+	return nil
+}
+
+// clearStale removes a socket that nobody listens on any more, the remains of a killed daemon.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at socket path: %w", err)
+	}
+	if info.Mode()&fs.ModeSocket == 0 {
+		return fmt.Errorf("%s exists and is no socket: remove it or choose another path", path)
+	}
+	if !dead(path) {
+		return fmt.Errorf("%w: another process listens on %s: stop it or choose another path", ErrInUse, path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove stale socket: %w", err)
+	}
+	return nil
+}
+
+// dead tells whether a socket's listener is gone. Only a refused connection proves that.
+func dead(path string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) == unix.ECONNREFUSED
+}
+
+func bindError(path string, err error) error {
+	switch err {
+	case unix.EADDRINUSE:
+		return fmt.Errorf("%w: %s was just taken by another process", ErrInUse, path)
+	case unix.ENOENT, unix.ENOTDIR:
+		return fmt.Errorf("the directory of socket %s does not exist: create it: %w", path, err)
+	}
+	return fmt.Errorf("bind socket %s: %w", path, err)
+}

@@ -1,0 +1,257 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnsupported says that a message is known to the protocol and not to us, or was not negotiated.
+var ErrUnsupported = errors.New("not supported")
+
+// errRefused marks bad requests in a well-formed stream.
+var errRefused = errors.New("refused")
+
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{errRefused}, args...)...)
+}
+
+// session is one connection: what the front-end told so far, and the device it is told to.
+//
+//	readMessage ─▶ rules (size, descriptors, negotiated?) ─▶ handler ─▶ Device
+//	     ▲                                                      │
+//	     └──────────── reply, acknowledgement or the end ◀──────┘
+//
+// Its goroutine alone touches it, but for the copy in published.
+type session struct {
+	link   transport
+	device Device
+	log    *logger
+
+	offer       Offer
+	features    uint64 // accepted with SET_FEATURES; with FeatureProtocol
+	badFeatures bool   // the last SET_FEATURES was refused
+	protocol    uint64 // accepted with SET_PROTOCOL_FEATURES
+	status      uint8  // device status of virtio, kept here for GET_STATUS
+	memory      regionTable
+	rings       []vring
+	message     message
+	out         []byte // the reply being built
+	refused     uint64 // messages answered with a failure
+	lastRefusal string
+
+	mu        sync.Mutex // guards published, against readers of the status
+	published SessionStatus
+}
+
+func newSession(link transport, d Device, log *logger) *session {
+	offer := d.Offer().resolve(d)
+	s := &session{link: link, device: d, log: log, offer: offer, rings: newVrings(offer.Vrings)}
+	s.message.fds = s.message.stored[:0]
+	s.publish()
+	return s
+}
+
+// run serves until the front-end leaves, breaks the protocol or the link is closed. It returns the reason: io.EOF for
+// a front-end that left in an orderly way. The device has been told Disconnected by then, and every descriptor is closed.
+func (s *session) run() error {
+	defer s.end()
+	for {
+		if err := readMessage(s.link, &s.message); err != nil {
+			s.message.closeFDs()
+			return err
+		}
+		err := s.serve(&s.message)
+		s.message.closeFDs()
+		s.publish()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// serve handles one message and answers. An error ends the connection: the front-end could not be told in another way.
+func (s *session) serve(m *message) error {
+	reply, failure := s.dispatch(m)
+	wantsAck := m.flags&flagNeedReply != 0 && s.protocol&ProtocolReplyAck != 0
+	if failure == nil {
+		if reply == nil && wantsAck {
+			reply = appendU64(s.reply(m.request), 0)
+		}
+		return s.send(reply)
+	}
+	failure = fmt.Errorf("%v: %w", m.request, failure)
+	if reply == nil && wantsAck {
+		reply = appendU64(s.reply(m.request), 1)
+	}
+	if reply == nil || errors.Is(failure, errFatal) {
+		return failure
+	}
+	s.refused++
+	s.lastRefusal = failure.Error()
+	s.log.write(slog.LevelWarn, "vhost-user message refused", "reason", failure)
+	return s.send(reply)
+}
+
+// errFatal marks failures after which the session cannot go on, whatever the front-end asked to be told.
+var errFatal = errors.New("connection given up")
+
+// dispatch finds the rule for a message, applies it and calls the handler. A reply, where the request has one, is complete but
+// for its size; beside an error it is the one that says no.
+func (s *session) dispatch(m *message) (reply []byte, err error) {
+	var r rule
+	if int(m.request) < len(rules) {
+		r = rules[m.request]
+	}
+	if r.handle == nil {
+		return nil, ErrUnsupported
+	}
+	if err = s.check(r, m); err == nil {
+		reply, err = r.handle(s, m)
+	}
+	if err != nil && reply == nil && r.answers {
+		err = fmt.Errorf("%w: %w", errFatal, err) // an acknowledgement would be taken for the answer
+	}
+	return reply, err
+}
+
+func (s *session) check(r rule, m *message) error {
+	switch {
+	case s.protocol&r.needs != r.needs:
+		return fmt.Errorf("%w: protocol feature %v was not negotiated", ErrUnsupported, ProtocolNames(r.needs&^s.protocol))
+	case len(m.payload) < r.min || len(m.payload) > r.max:
+		return refuse("payload of %d bytes instead of %d", len(m.payload), r.min)
+	case len(m.fds) > r.fds:
+		return refuse("%d descriptors came with it, at most %d may", len(m.fds), r.fds)
+	}
+	return nil
+}
+
+// reply begins the answer to a request.
+func (s *session) reply(r Request) []byte {
+	return appendHeader(s.out[:0], r, flagVersion|flagReply)
+}
+
+// send completes a reply and sends it; nil: there is none.
+func (s *session) send(b []byte) error {
+	if b == nil {
+		return nil
+	}
+	s.out = seal(b)
+	s.link.deadline(time.Now().Add(messageTime))
+	defer s.link.deadline(time.Time{})
+	if err := s.link.send(s.out, nil); err != nil {
+		return fmt.Errorf("send reply: %w", err)
+	}
+	return nil
+}
+
+// end takes everything back from the device.
+func (s *session) end() {
+	for i := range s.rings {
+		if _, err := s.stop(i); err != nil {
+			s.log.write(slog.LevelWarn, "vhost-user ring did not stop cleanly", "ring", i, "reason", err)
+		}
+		s.rings[i].closeFDs()
+	}
+	s.device.Disconnected()
+}
+
+// start hands ring i to the device if it is started, enabled and complete.
+func (s *session) start(i int) error {
+	r := &s.rings[i]
+	if r.running || !r.started || !s.enabled(i) {
+		return nil
+	}
+	lack := r.missing(s.features, s.memory)
+	if lack != "" && lack != r.lack {
+		s.log.write(slog.LevelInfo, "vhost-user ring is started and waits", "ring", i, "for", lack)
+	}
+	if r.lack = lack; lack != "" {
+		return nil
+	}
+	if why := r.wrong(s.features); why != "" {
+		return refuse("ring %d: %s", i, why)
+	}
+	if err := s.device.StartVring(r.config); err != nil {
+		return fmt.Errorf("ring %d: start: %w", i, err)
+	}
+	r.running = true
+	return nil
+}
+
+func (s *session) startAll() error {
+	var errs []error
+	for i := range s.rings {
+		errs = append(errs, s.start(i))
+	}
+	return errors.Join(errs...)
+}
+
+// enabled: SET_VRING_ENABLE counts only where protocol features were negotiated.
+func (s *session) enabled(i int) bool {
+	return s.features&FeatureProtocol == 0 || s.rings[i].enabled
+}
+
+// stop takes ring i back from the device if it has it, and returns whether it had.
+func (s *session) stop(i int) (bool, error) {
+	r := &s.rings[i]
+	if !r.running {
+		return false, nil
+	}
+	r.running = false
+	base, err := s.device.StopVring(i)
+	if err != nil {
+		return true, fmt.Errorf("%w: ring %d: stop: %w", errFatal, i, err)
+	}
+	r.config.Base = base
+	return true, nil
+}
+
+func (s *session) stopAll() error {
+	for i := range s.rings {
+		if _, err := s.stop(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// halt ends what SET_VRING_KICK began, for all rings. Sizes, places and call descriptors stay known: not every
+// front-end repeats them.
+func (s *session) halt() error {
+	if err := s.stopAll(); err != nil {
+		return err
+	}
+	for i := range s.rings {
+		s.unkick(i)
+	}
+	return nil
+}
+
+// unkick forgets that ring i was started.
+func (s *session) unkick(i int) {
+	r := &s.rings[i]
+	r.started = false
+	closeFD(r.config.Kick)
+	r.config.Kick = -1
+}
+
+func (s *session) anyRunning() bool {
+	for i := range s.rings {
+		if s.rings[i].running {
+			return true
+		}
+	}
+	return false
+}
+
+// orderly tells whether a session's end needs no explanation: the front-end left, or was killed before it read a reply.
+func orderly(err error) bool {
+	return err == nil || err == io.EOF || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}

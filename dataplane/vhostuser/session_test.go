@@ -1,0 +1,362 @@
+package vhostuser
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const wantAll = ^uint64(0)
+
+// modes are the three ways front-ends speak: with acknowledgements, without, and without protocol features at all.
+var modes = []struct {
+	name               string
+	features, protocol uint64
+}{
+	{"acknowledged", wantAll, wantAll},
+	{"classic", wantAll, wantAll &^ ProtocolReplyAck},
+	{"old", wantAll &^ FeatureProtocol, 0},
+}
+
+// TestLifecycle walks a device through start, stop with a base, restart and the end.
+func TestLifecycle(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) {
+			d, g := newFake(t), newGuest(t)
+			b := listenFake(t, d, Options{})
+			f := dial(t, b)
+			must(t, f.Negotiate(mode.features, mode.protocol))
+			must(t, f.SetMemory(g.region()))
+			for i := range 2 {
+				must(t, f.StartVring(g.ring(i)))
+			}
+			must(t, f.Barrier())
+			s := b.Status()
+			if s.Session == nil || !s.Session.Vrings[1].Running || s.Session.MemoryBytes != guestSize {
+				t.Fatalf("status %+v", s.Session)
+			}
+			d.set(func() { d.base = 777 })
+			base, err := f.StopVring(1)
+			must(t, err)
+			if base != 777 {
+				t.Fatalf("base %d", base)
+			}
+			again := g.ring(1)
+			again.Base = base
+			must(t, f.StartVring(again))
+			must(t, f.Barrier())
+			must(t, f.Close())
+			eventually(t, "disconnected", func() bool { return d.disconnects() == 1 })
+			want := []string{"features 0x130008000", "memory 1", "start 0 base 0", "start 1 base 0", "stop 1",
+				"start 1 base 777", "stop 0", "stop 1", "disconnected"}
+			if diff := cmp.Diff(want, d.seen()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestRingStartsWhenComplete gives a ring its parts in every order; the device gets it once, with the last.
+func TestRingStartsWhenComplete(t *testing.T) {
+	steps := []func(*Frontend, *guest) error{
+		func(f *Frontend, g *guest) error { return f.Do(SetVringNum, appendState(nil, 0, 256)) },
+		func(f *Frontend, g *guest) error { return f.Do(SetVringAddr, appendAddr(nil, g.ring(0))) },
+		func(f *Frontend, g *guest) error { return f.SetKick(0, g.kick) },
+		func(f *Frontend, g *guest) error { return f.Enable(0, true) },
+		func(f *Frontend, g *guest) error { return f.SetMemory(g.region()) },
+	}
+	g := newGuest(t)
+	permute(len(steps), func(order []int) {
+		d := newFake(t)
+		b := listenFake(t, d, Options{}) // a new socket for each, as one socket's connections are paced
+		defer b.Close()
+		f := dial(t, b)
+		must(t, f.Negotiate(wantAll, wantAll))
+		for n, step := range order {
+			if _, ok := d.running(0); ok {
+				t.Fatalf("order %v: running after %d steps", order, n)
+			}
+			must(t, steps[step](f, g))
+		}
+		if _, ok := d.running(0); !ok {
+			t.Fatalf("order %v: not running", order)
+		}
+	})
+}
+
+// permute calls f with every order of 0..n-1.
+func permute(n int, f func([]int)) {
+	var walk func([]int)
+	walk = func(order []int) {
+		if len(order) == n {
+			f(order)
+		}
+		for i := range n {
+			if !slices.Contains(order, i) {
+				walk(append(order[:len(order):len(order)], i))
+			}
+		}
+	}
+	walk(nil)
+}
+
+// started is a front-end with ring 0 running.
+func started(t *testing.T, d *fakeDevice) (*Backend, *Frontend, *guest) {
+	t.Helper()
+	g := newGuest(t)
+	b := listenFake(t, d, Options{})
+	f := dial(t, b)
+	must(t, f.Negotiate(wantAll, wantAll))
+	must(t, f.SetMemory(g.region()))
+	must(t, f.StartVring(g.ring(0)))
+	return b, f, g
+}
+
+func TestCallReplacedWhileRunning(t *testing.T) {
+	d := newFake(t)
+	_, f, g := started(t, d)
+	before, _ := d.running(0)
+	must(t, f.SetCall(0, g.call2))
+	after, _ := d.running(0)
+	if after.Call == before.Call || CheckEventfd(after.Call) != nil {
+		t.Errorf("call descriptor %d, before %d", after.Call, before.Call)
+	}
+	must(t, f.SetCall(0, -1))
+	must(t, f.SetKick(0, -1))
+	if c, ok := d.running(0); !ok || c.Call != -1 || c.Kick != -1 {
+		t.Errorf("ring %+v should poll on both sides", c)
+	}
+	// The log may come and go while the ring runs; the ring itself cannot move.
+	c := g.ring(0)
+	c.Flags, c.LogAddr = flagLogRing, 0x5000
+	must(t, f.Do(SetVringAddr, appendAddr(nil, c)))
+	if c, _ := d.running(0); c.Flags != flagLogRing || c.LogAddr != 0x5000 {
+		t.Errorf("ring %+v does not log", c)
+	}
+	c.DescAddr += 0x1000
+	refused(t, f.Do(SetVringAddr, appendAddr(nil, c)))
+	refused(t, f.Do(SetVringNum, appendState(nil, 0, 128)))
+	refused(t, f.Do(SetVringBase, appendState(nil, 0, 1)))
+	refused(t, f.AcceptFeatures(FeatureProtocol))
+}
+
+func TestDisabledRingRests(t *testing.T) {
+	d := newFake(t)
+	_, f, _ := started(t, d)
+	d.set(func() { d.base = 9 })
+	must(t, f.Enable(0, false))
+	if _, ok := d.running(0); ok {
+		t.Fatal("disabled ring runs")
+	}
+	must(t, f.Enable(0, true))
+	if c, ok := d.running(0); !ok || c.Base != 9 {
+		t.Fatalf("enabled ring %+v does not go on at 9", c)
+	}
+	must(t, f.Enable(0, false))
+	if base, err := f.StopVring(0); err != nil || base != 9 {
+		t.Fatalf("base %d, %v", base, err)
+	}
+	must(t, f.Enable(0, true))
+	if _, ok := d.running(0); ok {
+		t.Fatal("a stopped ring runs because it was enabled")
+	}
+}
+
+func TestMemorySlots(t *testing.T) {
+	d := newFake(t)
+	_, f, g := started(t, d)
+	if n, err := f.MaxMemSlots(); err != nil || n != MaxMemSlots {
+		t.Fatalf("%d slots, %v", n, err)
+	}
+	second := g.region()
+	second.GuestAddr, second.UserAddr = 2*guestPhys, 2*guestUser
+	must(t, f.AddMemory(second))
+	must(t, f.AddMemory(second)) // as QEMU 7.2 does for a second queue pair
+	other := second
+	other.FD = newGuest(t).fd
+	refused(t, f.AddMemory(other))
+	must(t, f.RemoveMemory(second))
+	must(t, f.RemoveMemory(second))
+	if _, ok := d.running(0); !ok {
+		t.Fatal("ring stopped for a region it does not lie in")
+	}
+	must(t, f.RemoveMemory(g.region()))
+	if _, ok := d.running(0); ok {
+		t.Fatal("ring runs without memory")
+	}
+	must(t, f.AddMemory(g.region()))
+	if _, ok := d.running(0); !ok {
+		t.Fatal("ring does not run when its memory is back")
+	}
+	want := []string{"features 0x130008000", "memory 1", "start 0 base 0", "add 0x80000000", "remove 0x80000000",
+		"stop 0", "remove 0x40000000", "add 0x40000000", "start 0 base 0"}
+	if diff := cmp.Diff(want, d.seen()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAllMemorySlots(t *testing.T) {
+	d, g := newFake(t), newGuest(t)
+	f := dial(t, listenFake(t, d, Options{}))
+	must(t, f.Negotiate(wantAll, wantAll))
+	r := Region{Size: pageSize, FD: g.fd}
+	for range MaxMemSlots {
+		r.GuestAddr, r.UserAddr = r.GuestAddr+pageSize, r.UserAddr+2*pageSize
+		must(t, f.AddMemory(r))
+	}
+	r.GuestAddr, r.UserAddr = r.GuestAddr+pageSize, r.UserAddr+2*pageSize
+	refused(t, f.AddMemory(r))
+}
+
+// TestMemoryReplacedWhileRunning: the device never sees a table change under a ring; one it refuses changes nothing.
+func TestMemoryReplacedWhileRunning(t *testing.T) {
+	d := newFake(t)
+	_, f, g := started(t, d)
+	must(t, f.SetMemory(g.region()))
+	d.set(func() { d.fail = map[string]error{"memory": errors.New("out of address space")} })
+	refused(t, f.SetMemory(g.region()))
+	if _, ok := d.running(0); !ok {
+		t.Error("ring does not go on with the memory it had")
+	}
+	d.set(func() { d.fail = nil })
+	must(t, f.SetMemory()) // no memory at all: the ring waits
+	if _, ok := d.running(0); ok {
+		t.Error("ring runs without memory")
+	}
+	must(t, f.SetMemory(g.region()))
+	if _, ok := d.running(0); !ok {
+		t.Error("ring does not run when its memory is back")
+	}
+}
+
+func TestResets(t *testing.T) {
+	for name, reset := range map[string]func(*Frontend) error{
+		"RESET_DEVICE": (*Frontend).Reset,
+		"status 0":     func(f *Frontend) error { return f.SetStatus(0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newFake(t)
+			_, f, g := started(t, d)
+			must(t, f.SetStatus(15))
+			must(t, reset(f))
+			if _, ok := d.running(0); ok {
+				t.Fatal("ring runs after the reset")
+			}
+			if v, err := f.Status(); err != nil || v != 0 {
+				t.Fatalf("status %d, %v", v, err)
+			}
+			must(t, f.AcceptFeatures(FeatureProtocol|1<<32)) // memory and call descriptor are still known
+			must(t, f.SetKick(0, g.kick))
+			must(t, f.Enable(0, true))
+			if c, ok := d.running(0); !ok || c.Call == -1 {
+				t.Fatalf("ring %+v does not start again", c)
+			}
+		})
+	}
+	t.Run("RESET_OWNER", func(t *testing.T) {
+		d := newFake(t)
+		_, f, _ := started(t, d)
+		must(t, f.Do(ResetOwner, nil))
+		if _, ok := d.running(0); ok || slices.Contains(d.seen(), "reset") {
+			t.Fatal("RESET_OWNER disables the rings and does no more")
+		}
+	})
+}
+
+// TestStatusTellsOfBadFeatures: a driver learns through FEATURES_OK that its choice was refused.
+func TestStatusTellsOfBadFeatures(t *testing.T) {
+	f := dial(t, listenFake(t, newFake(t), Options{}))
+	must(t, f.Negotiate(wantAll, wantAll))
+	refused(t, f.AcceptFeatures(1<<63))
+	must(t, f.SetStatus(statusFeaturesOK|3))
+	if v, err := f.Status(); err != nil || v != 3 {
+		t.Fatalf("status %d, %v", v, err)
+	}
+	must(t, f.AcceptFeatures(FeatureProtocol))
+	must(t, f.SetStatus(statusFeaturesOK|3))
+	if v, err := f.Status(); err != nil || v != 11 {
+		t.Fatalf("status %d, %v", v, err)
+	}
+}
+
+func TestConfigAndMTU(t *testing.T) {
+	d := newFake(t)
+	f := dial(t, listenFake(t, d, Options{}))
+	must(t, f.Negotiate(wantAll, wantAll))
+	must(t, f.SetConfig(4, []byte("shunt"), true))
+	refused(t, f.SetConfig(4, []byte("guest"), false))
+	if p, err := f.Config(2, 8); err != nil || string(p) != "\x00\x00shunt\x00" {
+		t.Fatalf("%q, %v", p, err)
+	}
+	_, err := f.Config(0, 61)
+	refused(t, err)
+	_, err = f.Config(0, 256)
+	refused(t, err)
+	must(t, f.SetMTU(9000))
+	refused(t, f.SetMTU(9001))
+	refused(t, f.SetMTU(67))
+	if n, err := f.QueueNum(); err != nil || n != 1 || d.mtu != 9000 {
+		t.Fatalf("%d queues, %v, MTU %d", n, err, d.mtu)
+	}
+}
+
+// TestDeviceRefuses: what a device says no to is told to the front-end, and the ring is not the device's.
+func TestDeviceRefuses(t *testing.T) {
+	d := newFake(t)
+	d.fail = map[string]error{"start": errors.New("no room")}
+	g := newGuest(t)
+	b := listenFake(t, d, Options{})
+	f := dial(t, b)
+	must(t, f.Negotiate(wantAll, wantAll))
+	must(t, f.SetMemory(g.region()))
+	refused(t, f.StartVring(g.ring(0)))
+	if s := b.Status().Session; s.Refused != 1 || s.Vrings[0].Running {
+		t.Errorf("%+v", s)
+	}
+	// An update that fails takes the ring back and ends the connection, with or without an acknowledgement.
+	d.set(func() { d.fail = map[string]error{"update": errors.New("no")} })
+	must(t, f.Enable(0, true))
+	if err := f.SetCall(0, g.call2); err == nil || errors.Is(err, ErrRefused) {
+		t.Errorf("connection goes on: %v", err)
+	}
+	eventually(t, "disconnected", func() bool { return d.disconnects() == 1 })
+}
+
+// TestStopIsQuick: the answer waits for the device and for nothing else, and Status for neither.
+func TestStopIsQuick(t *testing.T) {
+	d := newFake(t)
+	b, f, _ := started(t, d)
+	hold := make(chan struct{})
+	d.set(func() { d.hold = hold })
+	must(t, f.Send(GetVringBase, appendState(nil, 0, 0)))
+	eventually(t, "device is asked", func() bool { _, ok := d.running(0); return !ok })
+	if b.Status().Session == nil {
+		t.Fatal("no session")
+	}
+	now := time.Now()
+	close(hold)
+	if _, err := f.Receive(GetVringBase); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(now); took > 100*time.Millisecond {
+		t.Errorf("the answer took %v after the device's", took)
+	}
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// refused wants a failure that the connection survived.
+func refused(tb testing.TB, err error) {
+	tb.Helper()
+	if !errors.Is(err, ErrRefused) {
+		tb.Fatalf("not refused: %v", err)
+	}
+}
