@@ -297,4 +297,3 @@ func number(s string) uint64 {
 	}
 	return n
 }
-
