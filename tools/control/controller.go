@@ -1,0 +1,254 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// Controller keeps an engine as its configuration says. Its methods may be called by many goroutines; changes are made
+// one after the other.
+type Controller struct {
+	engine  Engine
+	log     *slog.Logger
+	started time.Time
+
+	// turn holds one token. Whoever has it may call the engine's changing methods and replace running and failed.
+	turn   chan struct{}
+	closed bool // guarded by turn
+
+	// What the engine holds, and what it should hold and does not. Read at any time; what they point to never changes.
+	running atomic.Pointer[config.Config]
+	failed  atomic.Pointer[[]Change]
+}
+
+// New returns a controller of an engine that holds nothing yet and was made from the workers and control sections of
+// start, which passed its rules. Apply brings up the rest.
+func New(engine Engine, start *config.Config, log *slog.Logger) *Controller {
+	c := &Controller{engine: engine, log: log, started: time.Now(), turn: make(chan struct{}, 1)}
+	c.turn <- struct{}{}
+	c.running.Store(&config.Config{Workers: start.Workers, Control: start.Control})
+	c.failed.Store(&[]Change{})
+	return c
+}
+
+// Config returns the running configuration: what the engine holds. It must not be changed.
+func (c *Controller) Config() *config.Config { return c.running.Load() }
+
+// Status returns the state of the daemon, each list by name.
+func (c *Controller) Status() Status {
+	s := Status{Version: Version(), PID: os.Getpid(), Started: c.started, Failed: *c.failed.Load(), EngineStatus: c.engine.Status()}
+	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return a.ID - b.ID })
+	slices.SortFunc(s.Uplinks, func(a, b UplinkStatus) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Networks, func(a, b NetworkStatus) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Ports, func(a, b PortStatus) int { return strings.Compare(a.Name, b.Name) })
+	return s
+}
+
+// Stats returns all counters, workers first, then by kind as packets meet them, then by name.
+func (c *Controller) Stats() Stats {
+	s := c.engine.Stats()
+	kinds := []Kind{KindWorker, KindUplink, KindNetwork, KindPort}
+	slices.SortFunc(s.Objects, func(a, b ObjectStats) int {
+		if a.Kind != b.Kind {
+			return slices.Index(kinds, a.Kind) - slices.Index(kinds, b.Kind)
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return s
+}
+
+// FDB returns a network's forwarding table by MAC address, or an error that wraps ErrNotFound.
+func (c *Controller) FDB(network string) ([]FDBEntry, error) {
+	if !slices.ContainsFunc(c.Config().Networks, func(n config.Network) bool { return n.Name == network }) {
+		return nil, fmt.Errorf("there is no network %q: %w", network, ErrNotFound)
+	}
+	entries, err := c.engine.FDB(network)
+	slices.SortFunc(entries, func(a, b FDBEntry) int { return strings.Compare(a.MAC.String(), b.MAC.String()) })
+	return entries, err
+}
+
+// Apply makes want the running configuration, and tells what became of every object that is or was in it. An object
+// that fails is left as it was, or absent when it is new, and the others go on: the error is then a *FailedError. Any
+// other error means that nothing was changed.
+func (c *Controller) Apply(ctx context.Context, want *config.Config) ([]Change, error) {
+	return c.change(ctx, true, func(*config.Config) (*config.Config, error) { return want, nil })
+}
+
+// Edit is Apply for a configuration that is made from the running one, which edit gets and must not change.
+func (c *Controller) Edit(ctx context.Context, edit func(*config.Config) (*config.Config, error)) ([]Change, error) {
+	return c.change(ctx, false, edit)
+}
+
+func (c *Controller) change(ctx context.Context, whole bool, edit func(*config.Config) (*config.Config, error)) ([]Change, error) {
+	if err := c.take(ctx); err != nil {
+		return nil, err
+	}
+	defer c.give()
+	running := c.Config()
+	edited, err := edit(running)
+	if err != nil {
+		return nil, err
+	}
+	want := *edited
+	if err := config.Check(&want); err != nil {
+		return nil, err
+	}
+	if err := sameFixedParts(running, &want); err != nil {
+		return nil, err
+	}
+	// A caller that goes away does not leave half a change behind.
+	r := newReconciler(context.WithoutCancel(ctx), c.engine, running, &want, c.running.Store)
+	changes := r.run()
+	c.remember(changes, whole)
+	return changes, r.err(changes)
+}
+
+// Delete removes one object from the running configuration, or from the list of those that failed.
+func (c *Controller) Delete(ctx context.Context, kind Kind, name string) ([]Change, error) {
+	changes, err := c.Edit(ctx, func(running *config.Config) (*config.Config, error) { return without(running, kind, name) })
+	if errors.Is(err, ErrNotFound) && c.forget(ctx, kind, name) {
+		return []Change{{Kind: kind, Name: name, Action: Removed}}, nil
+	}
+	return changes, err
+}
+
+// Close ends the controller and the engine with all it holds. Later changes get ErrClosed.
+func (c *Controller) Close(ctx context.Context) error {
+	if err := c.take(ctx); err != nil {
+		return err
+	}
+	defer c.give()
+	c.closed = true
+	return c.engine.Close(ctx)
+}
+
+func (c *Controller) take(ctx context.Context) error {
+	select {
+	case <-c.turn:
+	case <-ctx.Done():
+		return fmt.Errorf("another change is still being made: %w", ctx.Err())
+	}
+	if c.closed {
+		c.give()
+		return ErrClosed
+	}
+	return nil
+}
+
+func (c *Controller) give() { c.turn <- struct{}{} }
+
+func (c *Controller) forget(ctx context.Context, kind Kind, name string) bool {
+	if c.take(ctx) != nil {
+		return false
+	}
+	defer c.give()
+	was := *c.failed.Load()
+	left := slices.DeleteFunc(slices.Clone(was), func(f Change) bool { return f.Kind == kind && f.Name == name })
+	c.failed.Store(&left)
+	return len(left) < len(was)
+}
+
+// remember logs what happened and keeps what failed. A failure of before stays known until its object is changed, or a
+// whole configuration is applied.
+func (c *Controller) remember(changes []Change, whole bool) {
+	failed := []Change{}
+	touched := map[object]bool{}
+	for _, change := range changes {
+		c.report(change)
+		touched[object{change.Kind, change.Name}] = change.Action != Unchanged
+		if change.Action == Failed {
+			failed = append(failed, change)
+		}
+	}
+	if !whole {
+		for _, before := range *c.failed.Load() {
+			if !touched[object{before.Kind, before.Name}] {
+				failed = append(failed, before)
+			}
+		}
+	}
+	c.failed.Store(&failed)
+}
+
+func (c *Controller) report(change Change) {
+	switch change.Action {
+	case Unchanged:
+	case Failed:
+		c.log.Error("configuration not applied", "kind", change.Kind, "name", change.Name, "error", change.Error)
+	default:
+		c.log.Info("configuration applied", "kind", change.Kind, "name", change.Name, "action", change.Action)
+	}
+}
+
+// sameFixedParts refuses to change what is read at start only.
+func sameFixedParts(running, want *config.Config) error {
+	for _, part := range []struct {
+		key       string
+		was, will any
+	}{
+		{"workers.cpus", running.Workers.CPUs, want.Workers.CPUs},
+		{"workers.idle", running.Workers.Idle, want.Workers.Idle},
+		{"control.socket", running.Control.Socket, want.Control.Socket},
+		{"control.group", running.Control.Group, want.Control.Group},
+		{"control.metrics", running.Control.Metrics, want.Control.Metrics},
+	} {
+		if !reflect.DeepEqual(part.was, part.will) {
+			return fmt.Errorf("%s is %v in the running daemon and %v in the new configuration: restart shuntd to change it: %w",
+				part.key, show(part.was), show(part.will), ErrRestart)
+		}
+	}
+	return nil
+}
+
+func show(v any) string {
+	if cpus, ok := v.(config.CPUs); ok && len(cpus) == 0 {
+		return "auto"
+	}
+	if s := fmt.Sprint(v); s != "" {
+		return s
+	}
+	return "absent"
+}
+
+// without returns running without one object, or says who still needs it.
+func without(running *config.Config, kind Kind, name string) (*config.Config, error) {
+	c := *running
+	found := false
+	switch kind {
+	case KindUplink:
+		for _, n := range c.Networks {
+			if n.Uplink == name {
+				return nil, fmt.Errorf("uplink %s is in use by network %s, delete that first: %w", name, n.Name, ErrConflict)
+			}
+		}
+		c.Uplinks, found = drop(c.Uplinks, func(u config.Uplink) bool { return u.Name == name })
+	case KindNetwork:
+		for _, p := range c.Ports {
+			if p.Network == name {
+				return nil, fmt.Errorf("network %s is in use by port %s, delete that first: %w", name, p.Name, ErrConflict)
+			}
+		}
+		c.Networks, found = drop(c.Networks, func(n config.Network) bool { return n.Name == name })
+	case KindPort:
+		c.Ports, found = drop(c.Ports, func(p config.Port) bool { return p.Name == name })
+	}
+	if !found {
+		return nil, fmt.Errorf("there is no %s %q: %w", kind, name, ErrNotFound)
+	}
+	return &c, nil
+}
+
+func drop[T any](list []T, is func(T) bool) ([]T, bool) {
+	left := slices.DeleteFunc(slices.Clone(list), is)
+	return left, len(left) < len(list)
+}

@@ -1,0 +1,82 @@
+// Package control is the operator's side of the daemon: it keeps an engine as its configuration says.
+//
+//	shuntd --config ─┐                 ┌─> running configuration ──> GET /v1/config
+//	SIGHUP ──────────┼─> Controller ───┤
+//	PUT, DELETE /v1 ─┘    reconcile    └─> Engine: ports, networks, uplinks, one at a time
+//
+// Reconciliation compares the configuration wanted with the one running and calls the engine for what differs; an
+// object that did not change is not touched, so its guests notice nothing. The running configuration is advanced after
+// every successful call, so at each moment it says what the engine holds, also when a step failed half-way.
+//
+// The package knows names and configuration, and no packet. What moves packets implements Engine; package controltest
+// has a fake. Package api carries all this over a unix socket.
+package control
+
+import (
+	"context"
+	"errors"
+
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// What an engine's or controller's error may wrap. The API makes status codes of them.
+var (
+	// ErrNotFound says that no object has the name.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict says that something stands in the way which the caller can remove: a socket path or interface that
+	// another process holds, a network that still has ports.
+	ErrConflict = errors.New("conflict")
+	// ErrRestart says that a part of the configuration is read at start only.
+	ErrRestart = errors.New("restart required")
+	// ErrClosed says that the daemon is stopping.
+	ErrClosed = errors.New("shuntd is stopping")
+)
+
+// Engine is what the controller drives.
+//
+// The methods that change something are called by one goroutine at a time, and each one is atomic: when it returns an
+// error, the engine holds what it held before, and nothing is left behind. Their errors are one sentence that names
+// what is wrong and what to do; the object's kind and name are put in front by the controller. They return when the
+// change is in force: after RemovePort no worker looks at the guest's memory any more. The context bounds how long.
+//
+// The controller keeps this order, so an engine needn't guard against the opposite: an object is added after what it
+// names and removed after what names it; names, sockets, interfaces, an uplink's VNIs and a network's addresses are
+// unique at every moment, but for one: a static entry and a port of the same network may have the same MAC address
+// between two calls, and then the port counts.
+//
+// The methods that report are called at any time, by many goroutines, and return copies.
+type Engine interface {
+	// AddUplink takes an interface or a peer's connection into service. An uplink is never updated: when it changes, its
+	// networks are parked, it is removed and added, and they are brought back.
+	AddUplink(ctx context.Context, u config.Uplink) error
+	RemoveUplink(ctx context.Context, name string) error
+
+	// AddNetwork makes a network without ports. UpdateNetwork changes everything but its name, while its ports go on.
+	// The controller parks a network by an update that takes away uplink, VNI, flood list and entries: its ports keep
+	// their connections and reach each other only.
+	AddNetwork(ctx context.Context, n config.Network) error
+	UpdateNetwork(ctx context.Context, n config.Network) error
+	RemoveNetwork(ctx context.Context, name string) error
+
+	// AddPort opens the port's socket. UpdatePort changes everything but what Replaces names, while the guest stays
+	// connected. RemovePort disconnects the guest and removes the socket.
+	AddPort(ctx context.Context, p config.Port) error
+	UpdatePort(ctx context.Context, p config.Port) error
+	RemovePort(ctx context.Context, name string) error
+
+	// Status tells the state of the engine's objects, each list in no particular order.
+	Status() EngineStatus
+	// Stats tells all counters. They only grow while their object exists.
+	Stats() Stats
+	// FDB lists a network's forwarding table, or wraps ErrNotFound.
+	FDB(network string) ([]FDBEntry, error)
+
+	// Close removes every object and frees what the engine holds. Nothing is called after it.
+	Close(ctx context.Context) error
+}
+
+// Replaces reports whether a port changes so that its guest has to connect anew: the controller then removes and adds
+// it, and does not update it.
+func Replaces(was, will config.Port) bool {
+	return was.Socket != will.Socket || was.Role != will.Role || was.Queues != will.Queues
+}

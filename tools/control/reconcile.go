@@ -1,0 +1,268 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// callTime bounds one call of the engine. Removing a port waits for its worker, which may be in a page fault.
+const callTime = 10 * time.Second
+
+// reconciler brings the engine from one configuration to another, in these steps:
+//
+//	1 ports     that go or must reconnect                  removed
+//	2 networks  that go and have no ports left             removed
+//	            whose uplink goes, or whose VNI another    parked: local switching only
+//	            network takes
+//	3 uplinks   that go or changed                         removed
+//	4 uplinks   new or changed                             added
+//	5 networks  changed or parked                          updated, then the new ones added
+//	6 ports     changed                                    updated, then the new ones added
+//	7 networks  that go, now that their ports have moved   removed
+//
+// So no guest loses its connection because its network got another name or another uplink, and whatever must be unique
+// is given up by one object before another takes it. A step that fails is undone as far as it was begun, noted, and
+// what depends on it is not tried.
+type reconciler struct {
+	ctx     context.Context
+	engine  Engine
+	publish func(*config.Config)
+	fixed   config.Config // the parts that are the same before and after
+
+	uplinks  table[config.Uplink]
+	networks table[config.Network]
+	ports    table[config.Port]
+
+	noted map[object]Change
+	errs  map[object]error
+}
+
+type object struct {
+	kind Kind
+	name string
+}
+
+// table is what the reconciler knows of one kind of object, by name.
+type table[T any] struct {
+	was, want map[string]T
+	now       map[string]T // what the engine holds; changed only when a call succeeded
+	order     []string     // all names, those wanted first, each group as its configuration has them
+}
+
+func newTable[T any](was, want []T, name func(T) string) table[T] {
+	t := table[T]{was: map[string]T{}, want: map[string]T{}}
+	for _, v := range want {
+		t.want[name(v)] = v
+		t.order = append(t.order, name(v))
+	}
+	for _, v := range was {
+		t.was[name(v)] = v
+		if _, both := t.want[name(v)]; !both {
+			t.order = append(t.order, name(v))
+		}
+	}
+	t.now = maps.Clone(t.was)
+	return t
+}
+
+// held lists what the engine holds.
+func (t *table[T]) held() []T {
+	var list []T
+	for _, name := range t.order {
+		if v, ok := t.now[name]; ok {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+func newReconciler(ctx context.Context, engine Engine, was, want *config.Config, publish func(*config.Config)) *reconciler {
+	return &reconciler{
+		ctx: ctx, engine: engine, publish: publish,
+		fixed:    config.Config{Workers: was.Workers, Control: was.Control},
+		uplinks:  newTable(was.Uplinks, want.Uplinks, func(u config.Uplink) string { return u.Name }),
+		networks: newTable(was.Networks, want.Networks, func(n config.Network) string { return n.Name }),
+		ports:    newTable(was.Ports, want.Ports, func(p config.Port) string { return p.Name }),
+		noted:    map[object]Change{}, errs: map[object]error{},
+	}
+}
+
+// run makes all steps and returns what became of each object: by kind, those wanted first.
+func (r *reconciler) run() []Change {
+	for _, step := range []func(){
+		r.removePorts, r.freeNetworks, r.removeUplinks, r.addUplinks, r.setNetworks, r.setPorts, r.removeNetworks,
+	} {
+		step()
+		held := r.fixed
+		held.Uplinks, held.Networks, held.Ports = r.uplinks.held(), r.networks.held(), r.ports.held()
+		r.publish(&held)
+	}
+	var all []Change
+	for _, kind := range []struct {
+		kind  Kind
+		order []string
+	}{{KindUplink, r.uplinks.order}, {KindNetwork, r.networks.order}, {KindPort, r.ports.order}} {
+		for _, name := range kind.order {
+			change, touched := r.noted[object{kind.kind, name}]
+			if !touched {
+				change = Change{Kind: kind.kind, Name: name, Action: Unchanged}
+			}
+			all = append(all, change)
+		}
+	}
+	return all
+}
+
+// err returns a *FailedError of all that failed, in the order of changes, or nil.
+func (r *reconciler) err(changes []Change) error {
+	var failed FailedError
+	for _, c := range changes {
+		if c.Action == Failed {
+			failed.Changes = append(failed.Changes, c)
+			failed.errs = append(failed.errs, r.errs[object{c.Kind, c.Name}])
+		}
+	}
+	if len(failed.Changes) == 0 {
+		return nil
+	}
+	return &failed
+}
+
+// call makes one call of the engine.
+func (r *reconciler) call(f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(r.ctx, callTime)
+	defer cancel()
+	return f(ctx)
+}
+
+// fail notes the first thing that went wrong with an object.
+func (r *reconciler) fail(kind Kind, name string, err error) {
+	o := object{kind, name}
+	if r.errs[o] == nil {
+		r.errs[o] = err
+		r.noted[o] = Change{Kind: kind, Name: name, Action: Failed, Error: err.Error()}
+	}
+}
+
+func (r *reconciler) note(kind Kind, name string, action Action) {
+	if o := (object{kind, name}); r.errs[o] == nil {
+		r.noted[o] = Change{Kind: kind, Name: name, Action: action}
+	}
+}
+
+func (r *reconciler) hasFailed(kind Kind, name string) bool { return r.errs[object{kind, name}] != nil }
+
+// The calls that change the engine. Each one advances what it holds.
+
+func (r *reconciler) addUplink(u config.Uplink) error {
+	err := r.call(func(ctx context.Context) error { return r.engine.AddUplink(ctx, u) })
+	if err == nil {
+		r.uplinks.now[u.Name] = u
+	}
+	return err
+}
+
+func (r *reconciler) removeUplink(name string) error {
+	err := r.call(func(ctx context.Context) error { return r.engine.RemoveUplink(ctx, name) })
+	if err == nil {
+		delete(r.uplinks.now, name)
+	}
+	return err
+}
+
+func (r *reconciler) setNetwork(n config.Network) error {
+	set := r.engine.AddNetwork
+	if _, there := r.networks.now[n.Name]; there {
+		set = r.engine.UpdateNetwork
+	}
+	err := r.call(func(ctx context.Context) error { return set(ctx, n) })
+	if err == nil {
+		r.networks.now[n.Name] = n
+	}
+	return err
+}
+
+func (r *reconciler) removeNetwork(name string) error {
+	err := r.call(func(ctx context.Context) error { return r.engine.RemoveNetwork(ctx, name) })
+	if err == nil {
+		delete(r.networks.now, name)
+	}
+	return err
+}
+
+func (r *reconciler) setPort(p config.Port) error {
+	set := r.engine.AddPort
+	if _, there := r.ports.now[p.Name]; there {
+		set = r.engine.UpdatePort
+	}
+	err := r.call(func(ctx context.Context) error { return set(ctx, p) })
+	if err == nil {
+		r.ports.now[p.Name] = p
+	}
+	return err
+}
+
+func (r *reconciler) removePort(name string) error {
+	err := r.call(func(ctx context.Context) error { return r.engine.RemovePort(ctx, name) })
+	if err == nil {
+		delete(r.ports.now, name)
+	}
+	return err
+}
+
+// The obstacles: why an object cannot be as wanted beside what the engine holds now. After a configuration that passed
+// its rules there is one only where an earlier step failed.
+
+func (r *reconciler) uplinkObstacle(u config.Uplink) error {
+	for _, o := range r.uplinks.now {
+		if o.Name != u.Name && (o.Interface != "" && o.Interface == u.Interface || o.VhostUser != "" && o.VhostUser == u.VhostUser) {
+			return fmt.Errorf("uplink %s still holds what it needs: %w", o.Name, ErrConflict)
+		}
+	}
+	return r.socketObstacle(u.VhostUser, object{KindUplink, u.Name})
+}
+
+func (r *reconciler) networkObstacle(n config.Network) error {
+	if _, there := r.uplinks.now[n.Uplink]; n.Uplink != "" && !there {
+		return fmt.Errorf("its uplink %s is not there: %w", n.Uplink, ErrConflict)
+	}
+	for _, o := range r.networks.now {
+		if o.Name != n.Name && n.Uplink != "" && segmentOf(o) == segmentOf(n) {
+			return fmt.Errorf("network %s still has its place on uplink %s: %w", o.Name, n.Uplink, ErrConflict)
+		}
+	}
+	return nil
+}
+
+func (r *reconciler) portObstacle(p config.Port) error {
+	if _, there := r.networks.now[p.Network]; !there {
+		return fmt.Errorf("its network %s is not there: %w", p.Network, ErrConflict)
+	}
+	for _, o := range r.ports.now {
+		if o.Name != p.Name && !p.MAC.IsZero() && o.MAC == p.MAC && o.Network == p.Network {
+			return fmt.Errorf("port %s still has its MAC address %s: %w", o.Name, p.MAC, ErrConflict)
+		}
+	}
+	return r.socketObstacle(p.Socket, object{KindPort, p.Name})
+}
+
+func (r *reconciler) socketObstacle(socket string, of object) error {
+	if socket == "" {
+		return nil
+	}
+	for _, o := range r.uplinks.now {
+		if o.VhostUser == socket && of != (object{KindUplink, o.Name}) {
+			return fmt.Errorf("uplink %s still has its socket %s: %w", o.Name, socket, ErrConflict)
+		}
+	}
+	for _, o := range r.ports.now {
+		if o.Socket == socket && of != (object{KindPort, o.Name}) {
+			return fmt.Errorf("port %s still has its socket %s: %w", o.Name, socket, ErrConflict)
+		}
+	}
+	return nil
+}
