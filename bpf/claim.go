@@ -63,7 +63,7 @@ func takeClaim(root string, dev device) (*claim, error) {
 			return nil, fmt.Errorf("%w: %s belongs to %s, stop it or choose another interface", ErrBusy, dev.name, describeOwner(dir))
 		}
 		if err != nil {
-			return nil, explain("claim "+dev.name, err)
+			return nil, Explain("claim "+dev.name, err)
 		}
 		return c, nil
 	}
@@ -99,7 +99,7 @@ func (c *claim) link() string { return filepath.Join(c.dir, "link") }
 // while a descriptor is open.
 func (c *claim) removePin() error {
 	if err := os.Remove(c.link()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return explain("unpin", err)
+		return Explain("unpin", err)
 	}
 	return nil
 }
@@ -168,9 +168,9 @@ func mountBPFFS(root string) error {
 		dir = filepath.Dir(dir)
 	}
 	if rel, err := filepath.Rel(bpffs, root); err != nil || strings.HasPrefix(rel, "..") {
-		return fmt.Errorf("pin path %s is on no BPF file system: mount one with `mount -t bpf bpf %s`", root, dir)
+		return fmt.Errorf("%w: pin path %s is on no BPF file system, mount one with `mount -t bpf bpf %s`", ErrInvalid, root, dir)
 	}
-	return explain("mount a BPF file system on "+bpffs, unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"))
+	return Explain("mount a BPF file system on "+bpffs, unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"))
 }
 
 // sweep removes the pins of interfaces that no longer exist, which nobody else

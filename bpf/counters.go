@@ -28,7 +28,7 @@ func readCounters(verdicts *ebpf.Map, names []string) ([]Counter, error) {
 	var perCPU []steerCounter
 	for i, name := range names {
 		if err := verdicts.Lookup(uint32(i), &perCPU); err != nil {
-			return nil, explain("read the counters", err)
+			return nil, Explain("read the counters", err)
 		}
 		counters[i].Verdict = name
 		for _, c := range perCPU {
@@ -44,7 +44,7 @@ func readCounters(verdicts *ebpf.Map, names []string) ([]Counter, error) {
 func verdictNames(prog *ebpf.Program) ([]string, error) {
 	handle, err := prog.Handle()
 	if err != nil {
-		return nil, explain("read the types of the XDP program", err)
+		return nil, Explain("read the types of the XDP program", err)
 	}
 	defer handle.Close()
 	spec, err := handle.Spec(nil)

@@ -86,7 +86,7 @@ func (d device) findLink() (link.Link, error) {
 		if found != nil {
 			found.Close()
 		}
-		return nil, explain("list BPF links", err)
+		return nil, Explain("list BPF links", err)
 	}
 	return found, nil
 }
@@ -99,13 +99,13 @@ func (d device) evict() error {
 	}
 	if l != nil {
 		defer l.Close()
-		return explain("detach "+d.describe()+" from "+d.name, l.Detach())
+		return Explain("detach "+d.describe()+" from "+d.name, l.Detach())
 	}
 	dev, err := netlink.LinkByIndex(d.index)
 	if err != nil {
 		return fmt.Errorf("look up interface %s: %w", d.name, err)
 	}
-	return explain("detach "+d.describe()+" from "+d.name, netlink.LinkSetXdpFdWithFlags(dev, -1, int(d.mode.flags())))
+	return Explain("detach "+d.describe()+" from "+d.name, netlink.LinkSetXdpFdWithFlags(dev, -1, int(d.mode.flags())))
 }
 
 // refusal says why attaching in one mode did not work. What is neither the
@@ -117,7 +117,7 @@ func (d device) refusal(mode Mode, err error) error {
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w: %s has gone: %w", ErrNoInterface, d.name, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOMEM):
-		return explain(fmt.Sprintf("attach to %s in %s mode", d.name, mode), err)
+		return Explain(fmt.Sprintf("attach to %s in %s mode", d.name, mode), err)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w: the driver of %s has no %s XDP: %w", ErrNotSupported, d.name, mode, err)
 	}

@@ -20,13 +20,15 @@ var (
 	ErrPermission = errors.New("permission denied")
 	// ErrNotSupported is wrapped when kernel or driver cannot do what was asked.
 	ErrNotSupported = errors.New("not supported")
+	// ErrInvalid is wrapped when a value given to us cannot be right.
+	ErrInvalid = errors.New("invalid value")
 	// ErrNotAttached is wrapped when there is nothing to detach.
 	ErrNotAttached = errors.New("no XDP program attached")
 )
 
-// explain turns the kernel's refusal of a BPF system call or a pin into a
+// Explain turns the kernel's refusal of a BPF system call or a pin into a
 // sentence that says what to do. It returns nil for nil.
-func explain(doing string, err error) error {
+func Explain(doing string, err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
 	case err == nil:
@@ -49,3 +51,5 @@ func kernel() string {
 	}
 	return strings.TrimSpace(unix.ByteSliceToString(uts.Release[:]))
 }
+
+func notAttached(dev device) error { return fmt.Errorf("%w to %s", ErrNotAttached, dev.name) }

@@ -88,7 +88,7 @@ func (h *Hook) meetPredecessor() error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return explain("open the link left at "+h.claim.link(), err)
+		return Explain("open the link left at "+h.claim.link(), err)
 	case dev.program == 0 || !dev.holds(left):
 		left.Close()
 		if err := h.claim.removePin(); err != nil {
@@ -157,11 +157,13 @@ func (h *Hook) clear() error {
 	if err := h.claim.removePin(); err != nil {
 		return err
 	}
-	if h.link != nil {
-		h.link.Close()
-		h.link = nil
+	if h.link == nil {
+		return h.dev.evict()
 	}
-	return h.dev.evict()
+	err := h.link.Detach()
+	h.link.Close()
+	h.link = nil
+	return Explain("detach "+h.dev.describe()+" from "+h.dev.name, err)
 }
 
 func (h *Hook) attachNew(progs []*ebpf.Program) error {
@@ -170,7 +172,7 @@ func (h *Hook) attachNew(progs []*ebpf.Program) error {
 		var err error
 		if h.link, err = h.dev.attach(mode, progs); err == nil {
 			if err := h.link.Pin(h.claim.link()); err != nil {
-				return explain("pin the link of "+h.dev.name, err)
+				return Explain("pin the link of "+h.dev.name, err)
 			}
 			h.refused = last
 			return nil
@@ -222,7 +224,7 @@ func (h *Hook) Close() error {
 	// The pin goes first: a death in between then takes the link along. The
 	// detaching is explicit as a passing reader, such as a status command, may
 	// hold the link open for a moment.
-	err := errors.Join(h.claim.removePin(), explain("detach from "+h.dev.name, h.link.Detach()))
+	err := errors.Join(h.claim.removePin(), Explain("detach from "+h.dev.name, h.link.Detach()))
 	h.giveUp()
 	return err
 }
@@ -260,7 +262,7 @@ func Detach(opts DetachOptions) error {
 			return err
 		}
 		if dev.program == 0 {
-			return fmt.Errorf("%w: to %s", ErrNotAttached, dev.name)
+			return notAttached(dev)
 		}
 		return dev.evict()
 	}
@@ -270,7 +272,7 @@ func Detach(opts DetachOptions) error {
 	defer hook.giveUp()
 	switch {
 	case hook.dev.program == 0:
-		return fmt.Errorf("%w: to %s", ErrNotAttached, hook.dev.name)
+		return notAttached(hook.dev)
 	case hook.link == nil && !opts.Force:
 		return fmt.Errorf("%w: %s runs %s, which shunt did not put there; force it off if nobody needs it", ErrBusy, hook.dev.name, hook.dev.describe())
 	}

@@ -67,12 +67,12 @@ func vniKey(vni uint32) []byte { return binary.NativeEndian.AppendUint32(nil, vn
 func programMaps(id ebpf.ProgramID) ([]*ebpf.Map, error) {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
-		return nil, explain(fmt.Sprintf("open program %d", id), err)
+		return nil, Explain(fmt.Sprintf("open program %d", id), err)
 	}
 	defer prog.Close()
 	info, err := prog.Info()
 	if err != nil {
-		return nil, explain(fmt.Sprintf("look at program %d", id), err)
+		return nil, Explain(fmt.Sprintf("look at program %d", id), err)
 	}
 	ids, _ := info.MapIDs()
 	var maps []*ebpf.Map
@@ -80,7 +80,7 @@ func programMaps(id ebpf.ProgramID) ([]*ebpf.Map, error) {
 		m, err := ebpf.NewMapFromID(id)
 		if err != nil {
 			closeMaps(maps)
-			return nil, explain(fmt.Sprintf("open map %d", id), err)
+			return nil, Explain(fmt.Sprintf("open map %d", id), err)
 		}
 		maps = append(maps, m)
 	}

@@ -33,7 +33,7 @@ func ParseMode(s string) (Mode, error) {
 			return m, nil
 		}
 	}
-	return Auto, fmt.Errorf("XDP mode %q is none of auto, native, generic", s)
+	return Auto, fmt.Errorf("%w: XDP mode %q is none of auto, native, generic", ErrInvalid, s)
 }
 
 func (m Mode) String() string {

@@ -98,7 +98,7 @@ func (p *Program) attach(port uint16) error {
 	if err != nil {
 		return err
 	}
-	if err := explain("load the XDP program", spec.LoadAndAssign(&p.objs, nil)); err != nil {
+	if err := Explain("load the XDP program", spec.LoadAndAssign(&p.objs, nil)); err != nil {
 		return err
 	}
 	if p.names, err = verdictNames(p.objs.ShuntSteer); err != nil {
@@ -116,7 +116,7 @@ func (p *Program) attach(port uint16) error {
 // steerSpec is the embedded object with its constants and sizes set.
 func steerSpec(port uint16, queues int) (*ebpf.CollectionSpec, error) {
 	if queues < 1 || queues > 1<<16 {
-		return nil, fmt.Errorf("%d receive queues are not between 1 and %d", queues, 1<<16)
+		return nil, fmt.Errorf("%w: %d receive queues are not between 1 and %d", ErrInvalid, queues, 1<<16)
 	}
 	if port == 0 {
 		port = DefaultPort
@@ -141,6 +141,9 @@ func (p *Program) Mode() Mode { return p.hook.Mode() }
 
 // NativeRefused is why Auto became Generic; see [Hook.NativeRefused].
 func (p *Program) NativeRefused() error { return p.hook.NativeRefused() }
+
+// Pin is the path of the pinned link.
+func (p *Program) Pin() string { return p.hook.Pin() }
 
 // Queues is how many receive queues can have sockets.
 func (p *Program) Queues() int { return p.queues }

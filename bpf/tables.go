@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -31,9 +32,17 @@ func (p *Program) RemoveVTEP(addr netip.Addr) error {
 	return p.remove(table, key)
 }
 
-func (p *Program) vtep(addr netip.Addr) (*ebpf.Map, []byte, error) {
+// CheckVTEP says whether addr can be a tunnel endpoint.
+func CheckVTEP(addr netip.Addr) error {
 	if !addr.IsValid() || addr.Zone() != "" || addr.IsMulticast() || addr.IsUnspecified() {
-		return nil, nil, fmt.Errorf("tunnel endpoint %s is not a unicast address without zone", addr)
+		return fmt.Errorf("%w: tunnel endpoint %s is not a unicast address without zone", ErrInvalid, addr)
+	}
+	return nil
+}
+
+func (p *Program) vtep(addr netip.Addr) (*ebpf.Map, []byte, error) {
+	if err := CheckVTEP(addr); err != nil {
+		return nil, nil, err
 	}
 	addr = addr.Unmap()
 	if addr.Is4() {
@@ -45,13 +54,21 @@ func (p *Program) vtep(addr netip.Addr) (*ebpf.Map, []byte, error) {
 // AddVNI makes a network known, and gives its frames to worker's sockets. To
 // add it again changes the worker.
 func (p *Program) AddVNI(vni uint32, worker int) error {
-	if vni >= 1<<24 {
-		return fmt.Errorf("VNI %d does not fit 24 bits", vni)
+	if err := CheckVNI(vni); err != nil {
+		return err
 	}
 	if err := checkWorker(worker); err != nil {
 		return err
 	}
 	return p.put(p.objs.Networks, vniKey(vni), uint32(worker))
+}
+
+// CheckVNI says whether vni fits 24 bits.
+func CheckVNI(vni uint32) error {
+	if vni >= 1<<24 {
+		return fmt.Errorf("%w: VNI %d does not fit 24 bits", ErrInvalid, vni)
+	}
+	return nil
 }
 
 // RemoveVNI leaves the network's frames to the kernel.
@@ -62,7 +79,7 @@ func (p *Program) RemoveVNI(vni uint32) error { return p.remove(p.objs.Networks,
 // effect.
 func (p *Program) SetFlat(on bool) error {
 	if err := p.objs.Flat.Set(on); err != nil {
-		return explain("switch the flat network", err)
+		return Explain("switch the flat network", err)
 	}
 	return nil
 }
@@ -71,7 +88,7 @@ func (p *Program) SetFlat(on bool) error {
 // sockets. To add it again changes the worker.
 func (p *Program) AddMAC(mac [6]byte, worker int) error {
 	if mac[0]&1 != 0 {
-		return fmt.Errorf("MAC %x is not unicast", mac)
+		return fmt.Errorf("%w: MAC %s is not unicast", ErrInvalid, net.HardwareAddr(mac[:]))
 	}
 	if err := checkWorker(worker); err != nil {
 		return err
@@ -86,18 +103,18 @@ func (p *Program) RemoveMAC(mac [6]byte) error { return p.remove(p.objs.Macs, ma
 // frames of queue and worker go. The kernel removes it when it is closed.
 func (p *Program) AddSocket(queue, worker, fd int) error {
 	if queue < 0 || queue >= p.queues {
-		return fmt.Errorf("queue %d is none of the %d the program was loaded for", queue, p.queues)
+		return fmt.Errorf("%w: queue %d is none of the %d the program was loaded for", ErrInvalid, queue, p.queues)
 	}
 	if err := checkWorker(worker); err != nil {
 		return err
 	}
 	err := p.objs.Xsks.Put(uint32(queue*MaxWorkers+worker), uint32(fd))
-	return explain(fmt.Sprintf("give queue %d its socket", queue), err)
+	return Explain(fmt.Sprintf("give queue %d its socket", queue), err)
 }
 
 func checkWorker(worker int) error {
 	if worker < 0 || worker >= MaxWorkers {
-		return fmt.Errorf("worker %d is not between 0 and %d", worker, MaxWorkers-1)
+		return fmt.Errorf("%w: worker %d is not between 0 and %d", ErrInvalid, worker, MaxWorkers-1)
 	}
 	return nil
 }
@@ -108,7 +125,7 @@ func (p *Program) put(table *ebpf.Map, key []byte, value any) error {
 		return fmt.Errorf("table %s of the XDP program is full with %d entries", tableName(table), table.MaxEntries())
 	}
 	if err != nil {
-		return explain("add to table "+tableName(table), err)
+		return Explain("add to table "+tableName(table), err)
 	}
 	delete(p.inherited[table], string(key))
 	return nil
@@ -118,7 +135,7 @@ func (p *Program) put(table *ebpf.Map, key []byte, value any) error {
 func (p *Program) remove(table *ebpf.Map, key []byte) error {
 	delete(p.inherited[table], string(key))
 	if err := table.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return explain("remove from table "+tableName(table), err)
+		return Explain("remove from table "+tableName(table), err)
 	}
 	return nil
 }
