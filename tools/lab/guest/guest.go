@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -69,21 +68,17 @@ type NIC struct {
 type Guest struct {
 	name    string
 	console string // path of the console log
-	cmd     *exec.Cmd
-	stderr  *logBuffer
+	qemu    *netlab.Process
 	qmp     *qmp
 	control *control
 	tmpDir  string // removed by Close if not empty
-
-	exited  chan struct{} // closed when QEMU ended; exitErr is set before
-	exitErr error
 	close   sync.Once
 }
 
 // Start starts a guest and waits until it can run commands. The error of a
 // guest that does not come up carries the end of its console.
 func Start(ctx context.Context, o Options) (*Guest, error) {
-	g := &Guest{name: o.Name, stderr: &logBuffer{}, exited: make(chan struct{})}
+	g := &Guest{name: o.Name}
 	if err := g.start(ctx, o); err != nil {
 		err = fmt.Errorf("start guest %s: %w%s", o.Name, err, g.evidence())
 		g.Close()
@@ -115,41 +110,23 @@ func (g *Guest) start(ctx context.Context, o Options) error {
 		defer listener.Close()
 		listeners[i] = listener
 	}
-	if err := g.launch(o, paths[0], paths[1]); err != nil {
-		return err
+	// The process outlives the caller's context: a guest is ended by Close.
+	var err error
+	g.qemu, err = netlab.Start(o.Namespace.Command(context.Background(), "qemu-system-x86_64", o.arguments(g.console, paths[0], paths[1])...))
+	if err != nil {
+		return fmt.Errorf("start QEMU: %w", err)
 	}
 	var conns [2]net.Conn
 	for i := range listeners {
-		var err error
 		if conns[i], err = g.accept(ctx, listeners[i]); err != nil {
 			return err
 		}
 	}
 	g.control = newControl(conns[0])
-	var err error
 	if g.qmp, err = newQMP(conns[1]); err != nil {
 		return err
 	}
 	return g.waitReady(ctx, 1)
-}
-
-// launch starts QEMU. The process outlives the caller's context: a guest is
-// ended by Close.
-func (g *Guest) launch(o Options, control, qmp string) error {
-	g.cmd = o.Namespace.Command(context.Background(), "qemu-system-x86_64", o.arguments(g.console, control, qmp)...)
-	g.cmd.Stdout, g.cmd.Stderr = g.stderr, g.stderr
-	if err := g.cmd.Start(); err != nil {
-		g.cmd = nil
-		return fmt.Errorf("start QEMU: %w", err)
-	}
-	go func() {
-		g.exitErr = g.cmd.Wait()
-		if g.exitErr == nil {
-			g.exitErr = errors.New("exit status 0")
-		}
-		close(g.exited)
-	}()
-	return nil
 }
 
 func (o Options) arguments(console, control, qmp string) []string {
@@ -198,6 +175,8 @@ func (n NIC) arguments(i int) []string {
 	return []string{"-chardev", chardev, "-netdev", netdev, "-device", device}
 }
 
+var errEnded = errors.New("QEMU ended")
+
 func (g *Guest) accept(ctx context.Context, listener net.Listener) (net.Conn, error) {
 	type result struct {
 		conn net.Conn
@@ -211,8 +190,8 @@ func (g *Guest) accept(ctx context.Context, listener net.Listener) (net.Conn, er
 	select {
 	case r := <-accepted:
 		return r.conn, r.err
-	case <-g.exited:
-		return nil, fmt.Errorf("QEMU ended: %w", g.exitErr)
+	case <-g.qemu.Exited():
+		return nil, errEnded
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -225,8 +204,8 @@ func (g *Guest) waitReady(ctx context.Context, n int) error {
 	select {
 	case <-g.control.boot(n):
 		return nil
-	case <-g.exited:
-		return fmt.Errorf("QEMU ended: %w", g.exitErr)
+	case <-g.qemu.Exited():
+		return errEnded
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -271,14 +250,10 @@ func (g *Guest) Reset(ctx context.Context) error {
 
 // Kill kills QEMU as a crash would and waits until it is gone.
 func (g *Guest) Kill() {
-	if g.cmd != nil {
-		_ = g.cmd.Cancel()
-		<-g.exited
+	if g.qemu != nil {
+		g.qemu.Kill()
 	}
 }
-
-// Process is QEMU's process.
-func (g *Guest) Process() *os.Process { return g.cmd.Process }
 
 // Console returns what the guest wrote to its console so far.
 func (g *Guest) Console() string {
@@ -311,8 +286,8 @@ func (g *Guest) Close() error {
 // evidence is what to show of a guest that failed.
 func (g *Guest) evidence() string {
 	var text string
-	if said := g.stderr.String(); said != "" {
-		text += "\nQEMU said:\n" + said
+	if g.qemu != nil && g.qemu.Output() != "" {
+		text += "\nQEMU said:\n" + g.qemu.Output()
 	}
 	if console := strings.TrimSpace(g.Console()); console != "" {
 		lines := strings.Split(console, "\n")
@@ -322,22 +297,3 @@ func (g *Guest) evidence() string {
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// logBuffer keeps what a process wrote; it is written and read by different
-// goroutines.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}

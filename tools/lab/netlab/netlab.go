@@ -66,6 +66,9 @@ func NewNamespace(name string) (*Namespace, error) {
 }
 
 func (ns *Namespace) create() error {
+	if err := shareNetnsDir(); err != nil {
+		return fmt.Errorf("prepare %s: %w", netnsDir, err)
+	}
 	if err := makeNamed(ns.Name); err != nil {
 		return err
 	}
@@ -87,6 +90,31 @@ func (ns *Namespace) create() error {
 		}
 		return netlink.LinkSetUp(lo)
 	})
+}
+
+// shareNetnsDir does to the directory what iproute2 does when it makes its
+// first namespace: mount it on itself, shared. Done later, over namespaces that
+// are there, it would hide their mounts from everyone who wants to undo them.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // as iproute2 does
+		return err
+	}
+	err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if err != unix.EINVAL { // EINVAL: it is no mount yet
+		return err
+	}
+	if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
 // makeNamed makes a named namespace on a thread that is given back only when

@@ -79,7 +79,9 @@ func remove(name string) error {
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, fs.ErrNotExist) && err != unix.EINVAL {
 		errs = append(errs, fmt.Errorf("unmount namespace %s: %w", name, err))
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Busy is a name whose mount somebody hid, see shareNetnsDir. It cannot be
+	// undone from here, and no later namespace has that name.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, fmt.Errorf("remove namespace %s: %w", name, err))
 	}
 	return errors.Join(errs...)

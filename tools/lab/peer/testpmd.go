@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -80,13 +79,10 @@ func (v VirtioUser) String() string {
 // Testpmd is a running testpmd. It has a pseudo-terminal for its prompt, as
 // on a pipe its main thread would poll.
 type Testpmd struct {
-	name   string
-	cmd    *exec.Cmd
-	term   *os.File
-	exited chan struct{} // closed after exitErr is set
-	close  sync.Once
-
-	exitErr error
+	name    string
+	process *netlab.Process
+	term    *os.File
+	close   sync.Once
 
 	mu     sync.Mutex // one command at a time
 	output *screen
@@ -105,7 +101,7 @@ type PortStats struct {
 // StartTestpmd starts testpmd and waits for its prompt. It does not forward
 // until [Testpmd.Start].
 func StartTestpmd(ctx context.Context, o TestpmdOptions) (*Testpmd, error) {
-	t := &Testpmd{name: o.Name, exited: make(chan struct{}), output: newScreen()}
+	t := &Testpmd{name: o.Name, output: newScreen()}
 	if err := t.launch(o); err != nil {
 		return nil, fmt.Errorf("start testpmd %s: %w", o.Name, err)
 	}
@@ -144,19 +140,15 @@ func (t *Testpmd) launch(o TestpmdOptions) error {
 		return err
 	}
 	defer slave.Close()
-	t.term = master
-	t.cmd = o.Namespace.Command(context.Background(), "dpdk-testpmd", o.arguments()...)
-	t.cmd.Stdin, t.cmd.Stdout, t.cmd.Stderr = slave, slave, slave
-	t.cmd.SysProcAttr.Setpgid, t.cmd.SysProcAttr.Setsid, t.cmd.SysProcAttr.Setctty = false, true, true
-	if err := t.cmd.Start(); err != nil {
+	cmd := o.Namespace.Command(context.Background(), "dpdk-testpmd", o.arguments()...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = false, true, true
+	if t.process, err = netlab.Start(cmd); err != nil {
 		master.Close()
 		return err
 	}
+	t.term = master
 	go t.output.fill(master)
-	go func() {
-		t.exitErr = t.cmd.Wait()
-		close(t.exited)
-	}()
 	return nil
 }
 
@@ -188,8 +180,8 @@ func (t *Testpmd) await(ctx context.Context, begin int) (string, error) {
 		}
 		select {
 		case <-more:
-		case <-t.exited:
-			return text, fmt.Errorf("it ended: %v", t.exitErr)
+		case <-t.process.Exited():
+			return text, errors.New("it ended")
 		case <-ctx.Done():
 			return text, ctx.Err()
 		}
@@ -257,14 +249,8 @@ func (t *Testpmd) WaitStats(ctx context.Context, port int, enough func(PortStats
 // Output is all testpmd printed.
 func (t *Testpmd) Output() string { return t.output.from(0) }
 
-// Process is testpmd's process.
-func (t *Testpmd) Process() *os.Process { return t.cmd.Process }
-
 // Kill kills testpmd as a crash would and waits until it is gone.
-func (t *Testpmd) Kill() {
-	_ = t.cmd.Cancel()
-	<-t.exited
-}
+func (t *Testpmd) Kill() { t.process.Kill() }
 
 // closeWait is how long Close lets testpmd close its ports.
 const closeWait = 10 * time.Second
@@ -274,12 +260,10 @@ const closeWait = 10 * time.Second
 func (t *Testpmd) Close() error {
 	var err error
 	t.close.Do(func() {
-		select {
-		case <-t.exited:
-		default:
+		if t.process.Running() {
 			_, _ = t.term.WriteString("quit\n")
 			select {
-			case <-t.exited:
+			case <-t.process.Exited():
 			case <-time.After(closeWait):
 				err = fmt.Errorf("testpmd %s did not quit within %v", t.name, closeWait)
 				t.Kill()

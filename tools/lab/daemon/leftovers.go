@@ -1,0 +1,81 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/shuntio/shunt/tools/lab/netlab"
+)
+
+// Refuse starts the daemon and expects that it ends by itself, which it must
+// do within the time a start may take. It returns how it ended.
+func (d *Daemon) Refuse(ctx context.Context) (*ExitError, error) {
+	err := d.Start(ctx)
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		return exit, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("%s runs, though it should have refused\n%s", d.o.Name, d.Log())
+	}
+	d.Kill()
+	return nil, err
+}
+
+// Leftovers lists what a daemon that ended should have taken with it: XDP
+// programs and pins of its namespace, its control socket, and the files named.
+func (d *Daemon) Leftovers(files ...string) ([]string, error) {
+	left, err := attached(d.o.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	if ns := d.o.Namespace; ns != nil {
+		pins, err := pinned(ns.BPF())
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, pins...)
+	}
+	for _, file := range append(files, d.Socket()) {
+		if _, err := os.Lstat(file); err == nil {
+			left = append(left, "file "+file)
+		}
+	}
+	return left, nil
+}
+
+func attached(ns *netlab.Namespace) ([]string, error) {
+	var left []string
+	err := ns.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, link := range links {
+			if xdp := link.Attrs().Xdp; xdp != nil && xdp.Attached {
+				left = append(left, fmt.Sprintf("XDP program %d on %s", xdp.ProgId, link.Attrs().Name))
+			}
+		}
+		return nil
+	})
+	return left, err
+}
+
+// pinned lists a BPF file system but for what the kernel itself puts there.
+func pinned(dir string) ([]string, error) {
+	var left []string
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && path != dir && !strings.HasSuffix(path, ".debug") {
+			left = append(left, "pin "+strings.TrimPrefix(path, dir))
+		}
+		return err
+	})
+	return left, err
+}
