@@ -27,11 +27,11 @@ export SHUNT_SKIPPED := $(BUILD)/skipped
 # every probe answering no.
 MASKED := ./bpf/... ./dataplane/... ./tools/shuntd/...
 
-STAGES := build lint suite suite-masked fuzz bench-once
+STAGES := build lint suite suite-masked fuzz bench-once baseline-test
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup build generate demo test check soak bench $(STAGES) clean
+.PHONY: help setup build generate demo test check soak bench baseline $(STAGES) clean
 .DEFAULT_GOAL := build
 
 stage = @printf '\n== %s  %s\n' "$@" "$$(date +%T)"
@@ -50,6 +50,7 @@ build: ## all binaries, static, to .build/
 
 generate: ## everything generated and checked in (needs clang: make setup)
 	go generate ./...
+	cd bench/baseline && go mod tidy
 
 demo: ## two nodes, a guest, VXLAN over AF_XDP, on this machine
 	@$(SETUP) demo
@@ -72,11 +73,12 @@ check: lint ## the quick loop: format, vet, staticcheck, unit tests
 
 lint:
 	$(stage)
-	@files=$$(gofmt -s -l $$(go list -f '{{.Dir}}' ./...)); \
+	@files=$$(gofmt -s -l $$(go list -f '{{.Dir}}' ./...) bench/baseline); \
 	 if [ -n "$$files" ]; then printf 'not gofmt -s: %s\n' $$files; exit 1; fi
 	go vet ./...
 	go tool staticcheck ./...
 	GOARCH=arm64 go vet ./...
+	cd bench/baseline && go vet ./...
 
 # One package at a time: guests, namespaces and timings share two cores.
 suite:
@@ -95,6 +97,13 @@ bench-once:
 	$(stage)
 	go test -short -run '^$$' -bench . -benchtime 1x -p 1 -timeout $(TIMEOUT) ./...
 
+# A module of its own: the libraries we refused, beside ours (docs/dependencies.md).
+BASELINE := cd bench/baseline && go
+
+baseline-test:
+	$(stage)
+	$(BASELINE) test -count=1 -timeout 3m -ldflags=-checklinkname=0 ./...
+
 soak: ## the suite at full counts, each fuzz target for ten minutes: hours
 	@$(SETUP) test
 	SHUNT_SOAK=1 go test -count=1 -p 1 -timeout 4h ./...
@@ -103,6 +112,9 @@ soak: ## the suite at full counts, each fuzz target for ten minutes: hours
 bench: ## the table of benchmarks
 	@$(SETUP) test
 	go test -run '^$$' -bench . -benchmem -p 1 -timeout 1h ./...
+
+baseline: ## the table of the libraries we refused, beside ours (as root)
+	$(BASELINE) run -ldflags=-checklinkname=0 .
 
 clean: ## remove .build/ (guest images stay in .cache/)
 	rm -rf $(BUILD)
