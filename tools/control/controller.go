@@ -47,6 +47,7 @@ func (c *Controller) Config() *config.Config { return c.running.Load() }
 // Status returns the state of the daemon, each list by name.
 func (c *Controller) Status() Status {
 	s := Status{Version: Version(), PID: os.Getpid(), Started: c.started, Failed: *c.failed.Load(), EngineStatus: c.engine.Status()}
+	s.Workers, s.Uplinks, s.Networks, s.Ports = notNil(s.Workers), notNil(s.Uplinks), notNil(s.Networks), notNil(s.Ports)
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return a.ID - b.ID })
 	slices.SortFunc(s.Uplinks, func(a, b UplinkStatus) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Networks, func(a, b NetworkStatus) int { return strings.Compare(a.Name, b.Name) })
@@ -57,6 +58,7 @@ func (c *Controller) Status() Status {
 // Stats returns all counters, workers first, then by kind as packets meet them, then by name.
 func (c *Controller) Stats() Stats {
 	s := c.engine.Stats()
+	s.Objects = notNil(s.Objects)
 	kinds := []Kind{KindWorker, KindUplink, KindNetwork, KindPort}
 	slices.SortFunc(s.Objects, func(a, b ObjectStats) int {
 		if a.Kind != b.Kind {
@@ -70,11 +72,19 @@ func (c *Controller) Stats() Stats {
 // FDB returns a network's forwarding table by MAC address, or an error that wraps ErrNotFound.
 func (c *Controller) FDB(network string) ([]FDBEntry, error) {
 	if !slices.ContainsFunc(c.Config().Networks, func(n config.Network) bool { return n.Name == network }) {
-		return nil, fmt.Errorf("there is no network %q: %w", network, ErrNotFound)
+		return nil, because(ErrNotFound, "there is no network %q", network)
 	}
 	entries, err := c.engine.FDB(network)
 	slices.SortFunc(entries, func(a, b FDBEntry) int { return strings.Compare(a.MAC.String(), b.MAC.String()) })
-	return entries, err
+	return notNil(entries), err
+}
+
+// notNil lets JSON say [] and not null, for the programs that walk lists.
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 // Apply makes want the running configuration, and tells what became of every object that is or was in it. An object
@@ -203,8 +213,8 @@ func sameFixedParts(running, want *config.Config) error {
 		{"control.metrics", running.Control.Metrics, want.Control.Metrics},
 	} {
 		if !reflect.DeepEqual(part.was, part.will) {
-			return fmt.Errorf("%s is %v in the running daemon and %v in the new configuration: restart shuntd to change it: %w",
-				part.key, show(part.was), show(part.will), ErrRestart)
+			return because(ErrRestart, "%s is %v in the running daemon and %v in the new configuration: restart shuntd to change it",
+				part.key, show(part.was), show(part.will))
 		}
 	}
 	return nil
@@ -228,14 +238,14 @@ func without(running *config.Config, kind Kind, name string) (*config.Config, er
 	case KindUplink:
 		for _, n := range c.Networks {
 			if n.Uplink == name {
-				return nil, fmt.Errorf("uplink %s is in use by network %s, delete that first: %w", name, n.Name, ErrConflict)
+				return nil, because(ErrConflict, "uplink %s is in use by network %s, delete that first", name, n.Name)
 			}
 		}
 		c.Uplinks, found = drop(c.Uplinks, func(u config.Uplink) bool { return u.Name == name })
 	case KindNetwork:
 		for _, p := range c.Ports {
 			if p.Network == name {
-				return nil, fmt.Errorf("network %s is in use by port %s, delete that first: %w", name, p.Name, ErrConflict)
+				return nil, because(ErrConflict, "network %s is in use by port %s, delete that first", name, p.Name)
 			}
 		}
 		c.Networks, found = drop(c.Networks, func(n config.Network) bool { return n.Name == name })
@@ -243,7 +253,7 @@ func without(running *config.Config, kind Kind, name string) (*config.Config, er
 		c.Ports, found = drop(c.Ports, func(p config.Port) bool { return p.Name == name })
 	}
 	if !found {
-		return nil, fmt.Errorf("there is no %s %q: %w", kind, name, ErrNotFound)
+		return nil, because(ErrNotFound, "there is no %s %q", kind, name)
 	}
 	return &c, nil
 }

@@ -15,6 +15,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/shuntio/shunt/tools/control/config"
 )
@@ -31,6 +32,19 @@ var (
 	// ErrClosed says that the daemon is stopping.
 	ErrClosed = errors.New("shuntd is stopping")
 )
+
+// because makes an error that is kind to errors.Is, and whose sentence does without kind's words.
+func because(kind error, format string, args ...any) error {
+	return &reason{fmt.Sprintf(format, args...), kind}
+}
+
+type reason struct {
+	sentence string
+	kind     error
+}
+
+func (r *reason) Error() string { return r.sentence }
+func (r *reason) Unwrap() error { return r.kind }
 
 // Engine is what the controller drives.
 //

@@ -99,17 +99,17 @@ ports: [{name: p1, network: blue, socket: /a, mac: 52:54:00:00:00:01}]
 	for _, test := range []struct{ name, want, fail, changes string }{
 		{"new uplink", "uplinks: [{name: up0, interface: eth1}, {name: up1, interface: eth2}]\nnetworks: [{name: blue, uplink: up0, vni: 7}, {name: red, uplink: up1, vni: 7}]\n" +
 			"ports: [{name: p1, network: red, socket: /a, mac: 52:54:00:00:00:01}]",
-			"AddUplink up1", "up0 unchanged, up1 failed: no, blue unchanged, red failed: its uplink up1 is not there: conflict, p1 failed: its network red is not there: conflict"},
+			"AddUplink up1", "up0 unchanged, up1 failed: no, blue unchanged, red failed: its uplink up1 is not there, p1 failed: its network red is not there"},
 		{"uplink put back", strings.Replace(was, "eth1", "eth2", 1), "AddUplink up0 1",
 			"up0 failed: no (it is as it was before), blue updated, p1 unchanged"},
 		{"uplink lost", strings.Replace(was, "eth1", "eth2", 1), "AddUplink up0",
 			"up0 failed: no (and what it was before could not be restored: no), " +
-				"blue failed: its uplink up0 is not there: conflict (and what it was before could not be restored: its uplink up0 is not there: conflict), p1 unchanged"},
+				"blue failed: its uplink up0 is not there (and what it was before could not be restored: its uplink up0 is not there), p1 unchanged"},
 		{"port put back", strings.Replace(was, "/a", "/b", 1), "AddPort p1 1", "up0 unchanged, blue unchanged, p1 failed: no (it is as it was before)"},
-		{"port stays", "", "RemovePort p1", "up0 removed, blue failed: port p1 is still in it: conflict " +
-			"(and what it was before could not be restored: its uplink up0 is not there: conflict), p1 failed: no"},
+		{"port stays", "", "RemovePort p1", "up0 removed, blue failed: port p1 is still in it " +
+			"(and what it was before could not be restored: its uplink up0 is not there), p1 failed: no"},
 		{"network not parked", strings.Replace(was, "eth1", "eth2", 1), "UpdateNetwork blue",
-			"up0 failed: network blue still uses it: conflict, blue failed: no, p1 unchanged"},
+			"up0 failed: network blue still uses it, blue failed: no, p1 unchanged"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := &controltest.Engine{}

@@ -97,7 +97,7 @@ func (r *reconciler) removeUplinks() {
 			continue
 		}
 		if user, used := users[name]; used {
-			r.fail(KindUplink, name, fmt.Errorf("network %s still uses it: %w", user, ErrConflict))
+			r.fail(KindUplink, name, because(ErrConflict, "network %s still uses it", user))
 			continue
 		}
 		if err := r.removeUplink(name); err != nil {
@@ -219,7 +219,7 @@ func (r *reconciler) removeNetworks() {
 		}
 		var err error
 		if user, used := users[name]; used {
-			err = fmt.Errorf("port %s is still in it: %w", user, ErrConflict)
+			err = because(ErrConflict, "port %s is still in it", user)
 		} else {
 			err = r.removeNetwork(name)
 		}

@@ -17,6 +17,7 @@
 package config
 
 import (
+	"encoding/json"
 	"net/netip"
 	"slices"
 )
@@ -43,13 +44,13 @@ type Config struct {
 
 // Workers says which cores poll. It is read once at start: a change needs a restart.
 type Workers struct {
-	CPUs CPUs `json:"cpus"` // absent: auto
-	Idle Idle `json:"idle"` // absent: adaptive
+	CPUs CPUs `json:"cpus"`           // absent: auto
+	Idle Idle `json:"idle,omitempty"` // absent: adaptive
 }
 
 // Control is the operator's side of the daemon. It is read once at start: a change needs a restart.
 type Control struct {
-	Socket  string  `json:"socket"`            // of the API; absent: DefaultSocket
+	Socket  string  `json:"socket,omitempty"`  // of the API; absent: DefaultSocket
 	Group   Account `json:"group,omitempty"`   // may use the API too (mode 0660); absent: root only (mode 0600)
 	Metrics string  `json:"metrics,omitempty"` // host:port of a Prometheus listener; absent: none
 }
@@ -60,10 +61,10 @@ type Uplink struct {
 	Name      string     `json:"name"`
 	Interface string     `json:"interface,omitempty"`
 	VhostUser string     `json:"vhost-user,omitempty"` // path of the socket
-	Mode      BindMode   `json:"mode"`                 // of the AF_XDP bind; absent: auto
-	XDP       XDPMode    `json:"xdp"`                  // where the XDP program attaches; absent: auto
+	Mode      BindMode   `json:"mode,omitempty"`       // of the AF_XDP bind; absent: auto
+	XDP       XDPMode    `json:"xdp,omitempty"`        // where the XDP program attaches; absent: auto
 	Address   netip.Addr `json:"address,omitzero"`     // local tunnel endpoint; absent: the interface's own
-	Port      uint16     `json:"port"`                 // UDP port of VXLAN; absent: 4789
+	Port      uint16     `json:"port,omitempty"`       // UDP port of VXLAN; absent: 4789
 	Queues    int        `json:"queues,omitempty"`     // receive queues to serve, from queue 0; absent: all there are
 }
 
@@ -90,15 +91,15 @@ type Entry struct {
 type Port struct {
 	Name      string       `json:"name"`
 	Network   string       `json:"network"`
-	Socket    string       `json:"socket"`          // vhost-user
-	Role      Role         `json:"role"`            // absent: server
-	Mode      FileMode     `json:"mode"`            // of the socket; absent: 0660
-	Owner     Account      `json:"owner,omitempty"` // absent: the daemon's user
-	Group     Account      `json:"group,omitempty"` // absent: the daemon's group
-	MAC       MAC          `json:"mac,omitzero"`    // absent: the guest chooses, and anti-spoof must be off
-	IPs       []netip.Addr `json:"ips,omitempty"`   // absent: any, where anti-spoof looks at MAC addresses only
-	Queues    int          `json:"queues"`          // queue pairs; absent: 1
-	AntiSpoof bool         `json:"anti-spoof"`      // absent: true
+	Socket    string       `json:"socket"`           // vhost-user
+	Role      Role         `json:"role,omitempty"`   // absent: server
+	Mode      FileMode     `json:"mode,omitzero"`    // of the socket; absent: 0660
+	Owner     Account      `json:"owner,omitempty"`  // absent: the daemon's user
+	Group     Account      `json:"group,omitempty"`  // absent: the daemon's group
+	MAC       MAC          `json:"mac,omitzero"`     // absent: the guest chooses, and anti-spoof must be off
+	IPs       []netip.Addr `json:"ips,omitempty"`    // absent: any, where anti-spoof looks at MAC addresses only
+	Queues    int          `json:"queues,omitempty"` // queue pairs; absent: 1
+	AntiSpoof bool         `json:"anti-spoof"`       // absent: true
 	Limits    Limits       `json:"limits"`
 }
 
@@ -107,6 +108,20 @@ type Limits struct {
 	PPS   uint64   `json:"pps"`
 	BPS   uint64   `json:"bps"`            // bits a second
 	Burst Duration `json:"burst,omitzero"` // how much may pass at once, as time at the limit; absent: 10ms
+}
+
+// MarshalJSON writes empty lists as such and not as null, for the programs that walk them.
+func (c Config) MarshalJSON() ([]byte, error) {
+	type plain Config // without this method
+	c.Uplinks, c.Networks, c.Ports = notNil(c.Uplinks), notNil(c.Networks), notNil(c.Ports)
+	return json.Marshal(plain(c))
+}
+
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 // fill replaces every absent scalar by its default, and empty lists by nil, so that equal meanings are equal values.

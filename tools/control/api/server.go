@@ -1,0 +1,221 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// Server answers for a controller.
+type Server struct {
+	controller *control.Controller
+	log        *slog.Logger
+	http       http.Server
+}
+
+// NewServer returns a server. Serve it on a Listener.
+func NewServer(c *control.Controller, log *slog.Logger) *Server {
+	s := &Server{controller: c, log: log}
+	s.http = http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       15 * time.Second,
+		WriteTimeout:      5 * time.Minute, // a change of thousands of ports may take its time
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	return s
+}
+
+// Serve answers on l until Shutdown, and returns what else ended it.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the control socket: %w", err)
+	}
+	return nil
+}
+
+// Shutdown closes the listener and lets the requests under way finish, as long as ctx.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		_ = s.http.Close()
+	}
+	return err
+}
+
+// handler answers with a value, or an error.
+type handler func(r *http.Request) (any, error)
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	get := func(path string, h handler) { mux.Handle("GET "+path, s.answer(h)) }
+	get("/v1/status", func(*http.Request) (any, error) { return s.controller.Status(), nil })
+	get("/v1/config", func(*http.Request) (any, error) { return s.controller.Config(), nil })
+	get("/v1/stats", s.stats)
+	get("/v1/drops", func(*http.Request) (any, error) { return s.controller.Stats().DropList(), nil })
+	get("/v1/fdb", s.fdb)
+	mux.Handle("PUT /v1/config", s.answer(s.putConfig))
+	for _, k := range kinds {
+		get("/v1/"+k.plural, func(*http.Request) (any, error) { return k.list(s.controller, ""), nil })
+		get("/v1/"+k.plural+"/{name}", func(r *http.Request) (any, error) {
+			if one := k.list(s.controller, r.PathValue("name")); one != nil {
+				return one, nil
+			}
+			return nil, fmt.Errorf("there is no %s %q: %w", k.kind, r.PathValue("name"), control.ErrNotFound)
+		})
+		mux.Handle("PUT /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) { return s.put(r, k) }))
+		mux.Handle("DELETE /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) {
+			return changed(s.controller.Delete(r.Context(), k.kind, r.PathValue("name")))
+		}))
+	}
+	mux.Handle("/", s.answer(func(r *http.Request) (any, error) { return nil, unrouted(mux, r) }))
+	return mux
+}
+
+func (s *Server) stats(r *http.Request) (any, error) {
+	stats := s.controller.Stats()
+	name := r.URL.Query().Get("name")
+	if name == "" {
+		return stats, nil
+	}
+	stats.Objects = slices.DeleteFunc(stats.Objects, func(o control.ObjectStats) bool { return o.Name != name })
+	if len(stats.Objects) == 0 {
+		return nil, fmt.Errorf("nothing named %q counts packets: %w", name, control.ErrNotFound)
+	}
+	return stats, nil
+}
+
+func (s *Server) fdb(r *http.Request) (any, error) {
+	network := r.URL.Query().Get("network")
+	if network == "" {
+		return nil, bad("name a network: /v1/fdb?network=NAME")
+	}
+	return s.controller.FDB(network)
+}
+
+func (s *Server) putConfig(r *http.Request) (any, error) {
+	body, err := read(r)
+	if err != nil {
+		return nil, err
+	}
+	want, err := config.ParseJSON(body)
+	if err != nil {
+		return nil, err
+	}
+	return changed(s.controller.Apply(r.Context(), want))
+}
+
+func (s *Server) put(r *http.Request, k kind) (any, error) {
+	body, err := read(r)
+	if err != nil {
+		return nil, err
+	}
+	return changed(s.controller.Edit(r.Context(), func(running *config.Config) (*config.Config, error) {
+		return k.with(running, r.PathValue("name"), body)
+	}))
+}
+
+func changed(changes []control.Change, err error) (any, error) {
+	if err != nil {
+		var failed *control.FailedError
+		if errors.As(err, &failed) {
+			code := CodeApply
+			if failed.IsConflict() {
+				code = CodeConflict
+			}
+			return nil, &Error{Code: code, Message: err.Error(), Changes: changes}
+		}
+		return nil, err
+	}
+	return Changes{changes}, nil
+}
+
+// read takes a body in whole, up to what a configuration may have.
+func read(r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, config.MaxDocument))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, &Error{Code: CodeLarge, Message: fmt.Sprintf("the body is larger than %d MiB", config.MaxDocument>>20)}
+	case err != nil:
+		return nil, bad("the body could not be read: %v", err)
+	case len(body) == 0:
+		return nil, bad("the request has no body")
+	}
+	return body, nil
+}
+
+// answer writes what a handler returns.
+func (s *Server) answer(h handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		value, err := h(r)
+		status := http.StatusOK
+		if err != nil {
+			e := classify(err)
+			status = statusOf[e.Code]
+			if status == http.StatusInternalServerError {
+				s.log.Error("api request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+			}
+			var body errorBody
+			body.Error.Code, body.Error.Message, body.Problems, body.Changes = e.Code, e.Message, e.Problems, e.Changes
+			value = body
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(status)
+		out := json.NewEncoder(w)
+		out.SetEscapeHTML(false)
+		_ = out.Encode(value) // the caller went away
+	})
+}
+
+// classify finds an error's code.
+func classify(err error) *Error {
+	var ours *Error
+	var invalid *config.Error
+	e := &Error{Code: CodeInternal, Message: err.Error()}
+	switch {
+	case errors.As(err, &ours):
+		return ours
+	case errors.As(err, &invalid):
+		e.Code, e.Problems = CodeInvalid, invalid.Problems
+	case errors.Is(err, control.ErrNotFound):
+		e.Code = CodeNotFound
+	case errors.Is(err, control.ErrRestart):
+		e.Code = CodeRestart
+	case errors.Is(err, control.ErrConflict):
+		e.Code = CodeConflict
+	case errors.Is(err, control.ErrClosed):
+		e.Code = CodeStopping
+	}
+	return e
+}
+
+// unrouted tells a wrong method from a wrong path.
+func unrouted(mux *http.ServeMux, r *http.Request) error {
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if _, pattern := mux.Handler(other); pattern != "/" {
+			allowed = append(allowed, method)
+		}
+	}
+	if len(allowed) > 0 {
+		return &Error{Code: CodeMethod, Message: fmt.Sprintf("%s is not for %s: use %s", r.Method, r.URL.Path, strings.Join(allowed, " or "))}
+	}
+	return &Error{Code: CodeNotFound, Message: fmt.Sprintf("there is no %s here: the API begins at /v1/status", r.URL.Path)}
+}

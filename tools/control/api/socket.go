@@ -1,0 +1,171 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// ErrTaken says that another daemon answers on the control socket.
+var ErrTaken = errors.New("another shuntd is running")
+
+// Listener is the control socket. It removes its file, and the directory if it made that, when it is closed.
+type Listener struct {
+	*net.UnixListener
+	path    string
+	file    fs.FileInfo // that we bound
+	madeDir string
+	once    sync.Once
+	err     error
+}
+
+// Listen opens the control socket: mode 0600, or 0660 and group when there is one. A socket file that a dead daemon
+// left is replaced; one where a daemon answers is ErrTaken.
+func Listen(path string, group config.Account) (*Listener, error) {
+	gid, err := lookupGroup(group)
+	if err != nil {
+		return nil, err
+	}
+	l := &Listener{path: path}
+	if err := l.makeDir(); err != nil {
+		return nil, err
+	}
+	if err := l.open(gid); err != nil {
+		l.removeDir()
+		return nil, err
+	}
+	return l, nil
+}
+
+// open binds the socket, while no other daemon looks for a stale one. A gid below zero is none.
+func (l *Listener) open(gid int) error {
+	unlock, err := lockDir(filepath.Dir(l.path))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := clearStale(l.path); err != nil {
+		return err
+	}
+	// The kernel gives the file the mode that the unbound socket has, so there is no moment with a wider one.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
+			return err
+		}
+		return chmod
+	}}
+	bound, err := lc.Listen(context.Background(), "unix", l.path)
+	if err != nil {
+		return fmt.Errorf("open the control socket: %w", err)
+	}
+	l.UnixListener = bound.(*net.UnixListener)
+	l.SetUnlinkOnClose(false) // Close does it, and only if the file is still ours
+	if l.file, err = os.Lstat(l.path); err == nil && gid >= 0 {
+		err = errors.Join(os.Lchown(l.path, -1, gid), os.Chmod(l.path, 0o660))
+	}
+	if err != nil {
+		_ = l.Close()
+		return fmt.Errorf("give the control socket its group: %w", err)
+	}
+	return nil
+}
+
+// Close stops listening and removes the socket's file. It may be called twice; http.Server does.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		if now, err := os.Lstat(l.path); err == nil && l.file != nil && os.SameFile(now, l.file) {
+			l.err = os.Remove(l.path)
+		}
+		l.err = errors.Join(l.err, l.UnixListener.Close())
+		l.removeDir()
+	})
+	return l.err
+}
+
+func (l *Listener) makeDir() error {
+	dir := filepath.Dir(l.path)
+	switch err := os.Mkdir(dir, 0o755); {
+	case err == nil:
+		l.madeDir = dir
+	case !errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("make the directory of the control socket %s: %w: choose another with control.socket", l.path, err)
+	}
+	return nil
+}
+
+func (l *Listener) removeDir() {
+	if l.madeDir != "" {
+		_ = os.Remove(l.madeDir) // fails while something else is in it, and then it stays
+	}
+}
+
+// lockDir holds off other daemons that are about to look for a stale socket in the same directory. The lock goes with
+// the process.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the directory of the control socket: %w", err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s, where the control socket is to be: %w", dir, err)
+		}
+	}
+}
+
+// clearStale removes the socket that a dead daemon left.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at the control socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is not a socket: remove it, or choose another path with control.socket", path)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		_ = c.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) { // only that proves that nobody listens
+		return fmt.Errorf("%w: it answers on %s: stop it, or choose another path with control.socket", ErrTaken, path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove the control socket that a dead daemon left: %w", err)
+	}
+	return nil
+}
+
+func lookupGroup(group config.Account) (int, error) {
+	if group == "" {
+		return -1, nil
+	}
+	if gid, err := strconv.Atoi(string(group)); err == nil {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(string(group))
+	if err != nil {
+		return 0, fmt.Errorf("control.group: this host has no group %s: create it, or name another", group)
+	}
+	return strconv.Atoi(g.Gid)
+}
