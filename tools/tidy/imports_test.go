@@ -24,6 +24,7 @@ var below = map[string][]string{
 	"dataplane/uring":     {"dataplane/shm"},
 	"dataplane":           {"dataplane/frame"},
 	"dataplane/xsk":       {"dataplane"},
+	"dataplane/packet":    {"dataplane"},
 	"dataplane/vnet":      {"dataplane", "dataplane/vhostuser", "dataplane/wire"},
 
 	"vxlan": {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
@@ -40,7 +41,7 @@ var below = map[string][]string{
 	"tools/lab/netlab": {},
 	"tools/shuntbpf":   {"bpf"},
 	"tools/shuntctl":   {"tools/control"},
-	"tools/shuntd":     {"tools/control", "vxlan", "blk", "rdma", "bpf", "pinning"},
+	"tools/shuntd":     {"tools/control", "vxlan", "blk", "rdma", "dataplane/packet", "bpf", "pinning"},
 }
 
 // outside says which parts alone may import a module that is not ours. A packet
