@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -272,39 +273,88 @@ func TestBadOptions(t *testing.T) {
 }
 
 // What is attached to an interface that goes away is gone with it, and the pin
-// is removed by its owner or, when that died before, by the next program.
+// is removed by its owner or, when that died before, by the next one anywhere.
 func TestInterfaceGoesAway(t *testing.T) {
 	l := newLab(t, 1500)
-	remove := func() {
-		t.Helper()
-		if _, err := l.host.Run(t.Context(), "ip", "link", "del", "up0"); err != nil {
-			t.Fatal(err)
-		}
-	}
 	p := l.attach(t, Options{})
-	remove()
+	l.replaceUplink(t)
 	if err := p.Close(); err != nil {
 		t.Errorf("close: %v", err)
 	}
-	if _, err := os.Stat(l.pins()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("pins are left: %v", err)
-	}
-	l2 := newLab(t, 1500)
-	p = l2.attach(t, Options{})
-	if err := p.Leave(); err != nil {
+	l.nothingLeft(t)
+	if err := l.attach(t, Options{}).Leave(); err != nil {
 		t.Error(err)
 	}
-	if _, err := l2.host.Run(t.Context(), "ip", "link", "del", "up0"); err != nil {
+	l.replaceUplink(t)
+	if pins := l.pinned(); len(pins) != 1 {
+		t.Errorf("pins before the sweep: %v", pins)
+	}
+	p = l.attach(t, Options{})
+	if pins := l.pinned(); len(pins) != 1 || pins[0] != p.Pin() {
+		t.Errorf("pins after the sweep: %v, want %s", pins, p.Pin())
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	l.nothingLeft(t)
+}
+
+// replaceUplink makes another interface of the same name.
+func (l *lab) replaceUplink(t *testing.T) {
+	t.Helper()
+	if _, err := l.host.Run(t.Context(), "ip", "link", "del", "up0"); err != nil {
 		t.Fatal(err)
 	}
-	left, _ := filepath.Glob(l2.pins() + "/*/link")
-	if len(left) != 1 {
-		t.Errorf("pins before the sweep: %v", left)
+	if err := netlab.Veth(netlab.End{Namespace: l.host, Name: "up0"}, netlab.End{Namespace: l.peer, Name: "peer0"}, 1); err != nil {
+		t.Fatal(err)
 	}
-	sweep(l2.pins())
-	if _, err := os.Stat(l2.pins()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("pins are left after the sweep: %v", err)
+}
+
+func (l *lab) pinned() []string {
+	pins, _ := filepath.Glob(l.pins() + "/*/link")
+	return pins
+}
+
+// A pin that holds another interface, whose number ours has got, is no
+// predecessor.
+func TestStalePinIsNoPredecessor(t *testing.T) {
+	l := newLab(t, 1500)
+	var lo *Program
+	err := l.host.Do(func() (err error) {
+		lo, err = Attach(Options{Interface: "lo", PinPath: l.pins()})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer lo.Close()
+	program := lo.hook.dev.program
+	l.foreign(t, false)
+	dir := filepath.Join(l.pins(), strings.TrimSuffix(filepath.Base(filepath.Dir(lo.Pin())), "-1")+"-"+strconv.Itoa(l.device(t).index))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(lo.Pin(), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.tryAttach(Options{}); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "stranger") {
+		t.Errorf("attach: %v, want ErrBusy with the foreign program's name", err)
+	}
+	p := l.attach(t, Options{Replace: true})
+	if !strings.HasPrefix(programName(l.device(t).program), "shunt_steer") {
+		t.Errorf("up0 runs %s", l.device(t).describe())
+	}
+	err = l.host.Do(func() error {
+		dev, err := findDevice("lo")
+		if dev.program != program {
+			t.Errorf("program %d on lo became %d", program, dev.program)
+		}
+		return err
+	})
+	if err := errors.Join(err, lo.Close(), p.Close()); err != nil {
+		t.Error(err)
+	}
+	l.nothingLeft(t)
 }
 
 // udpListener listens on up0's VXLAN port as a program of the host would.
@@ -317,7 +367,7 @@ func (l *lab) udpListener(t *testing.T) *net.UDPConn {
 func (l *lab) sender(t *testing.T) func(vni uint32) {
 	t.Helper()
 	from := udpSocket(t, l.peer, "192.0.2.2:50000")
-	to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:4789"))
+	to := udpAddr("192.0.2.1:4789")
 	return func(vni uint32) {
 		payload := slices.Concat([]byte{8, 0, 0, 0, byte(vni >> 16), byte(vni >> 8), byte(vni), 0}, inner)
 		if _, err := from.WriteToUDP(payload, to); err != nil {
@@ -330,7 +380,7 @@ func udpSocket(t *testing.T, ns *netlab.Namespace, addr string) *net.UDPConn {
 	t.Helper()
 	var conn *net.UDPConn
 	err := ns.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
+		conn, err = net.ListenUDP("udp4", udpAddr(addr))
 		return err
 	})
 	if err != nil {
@@ -339,3 +389,5 @@ func udpSocket(t *testing.T, ns *netlab.Namespace, addr string) *net.UDPConn {
 	t.Cleanup(func() { conn.Close() })
 	return conn
 }
+
+func udpAddr(s string) *net.UDPAddr { return net.UDPAddrFromAddrPort(netip.MustParseAddrPort(s)) }
