@@ -20,13 +20,8 @@ type ifreqData struct {
 	_    [16]byte
 }
 
-// channels is how many receive queues the device uses (ETHTOOL_GCHANNELS).
-func channels(name string) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
+// channels is how many receive queues the device uses (ETHTOOL_GCHANNELS), asked through any socket of its namespace.
+func channels(fd int, name string) (int, error) {
 	c := ethtoolChannels{cmd: unix.ETHTOOL_GCHANNELS}
 	ifr := ifreqData{data: unsafe.Pointer(&c)}
 	copy(ifr.name[:unix.IFNAMSIZ-1], name)

@@ -125,8 +125,11 @@ func (o *SocketOptions) check() error {
 	if o.Queue < 0 || o.Queue >= o.Device.Queues {
 		return fmt.Errorf("%w: %s has %d, numbered from 0", ErrQueue, o.Device.Name, o.Device.Queues)
 	}
-	if o.Owner != nil && (o.Owner.o.Device.Index != o.Device.Index || o.Owner.o.Queue != o.Queue) {
+	if o.Owner != nil && (!o.Owner.o.Device.is(&o.Device) || o.Owner.o.Queue != o.Queue) {
 		return fmt.Errorf("the owner's socket is bound to %s queue %d", o.Owner.o.Device.Name, o.Owner.o.Queue)
+	}
+	if o.Budget != 0 && (o.Budget < kernelBudget || o.Budget > o.Tx) {
+		return fmt.Errorf("transmit budget %d: must be %d to the tx ring's %d", o.Budget, kernelBudget, o.Tx)
 	}
 	if o.MultiBuffer {
 		return MultiBuffer.Check()
@@ -225,7 +228,7 @@ func (s *Socket) setTransmit() error {
 		return err
 	}
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, s.o.Budget); err != nil {
-		return fmt.Errorf("transmit budget %d: must be %d to the tx ring's %d: %w", s.o.Budget, kernelBudget, s.o.Tx, err)
+		return fmt.Errorf("set the transmit budget to %d: %w", s.o.Budget, err)
 	}
 	return nil
 }
@@ -235,6 +238,9 @@ func (s *Socket) bind() error {
 	u := s.umem
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if s.o.Owner == nil && u.owned(&s.o.Device, s.o.Queue) {
+		return fmt.Errorf("%w, and it is one of ours; share the queue by naming it as Owner", ErrBusy)
+	}
 	address := unix.SockaddrXDP{Ifindex: uint32(s.o.Device.Index), QueueID: uint32(s.o.Queue)}
 	donor := s.o.Owner
 	if donor == nil {

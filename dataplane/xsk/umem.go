@@ -79,6 +79,16 @@ func (u *UMEM) reclaim(pool *frame.Pool, fill, tx mark) (n int) {
 	return n
 }
 
+// owned tells whether an open socket owns the queue. The caller holds mu.
+func (u *UMEM) owned(d *Device, queue int) bool {
+	for _, s := range u.sockets {
+		if s.o.Owner == nil && s.o.Device.is(d) && s.o.Queue == queue {
+			return true
+		}
+	}
+	return false
+}
+
 // donor finds an open socket that the new one may share its registration with. The kernel makes zero-copy a property of the
 // registration: who shares gets the first one's mode, whatever his own device could do. So sockets share if they ask for the
 // same mode by name or are on the same device; the others register the same memory once more, which pins no further pages but
@@ -86,7 +96,7 @@ func (u *UMEM) reclaim(pool *frame.Pool, fill, tx mark) (n int) {
 func (u *UMEM) donor(o *SocketOptions) *Socket {
 	for _, s := range u.sockets {
 		if s.o.Mode == o.Mode && s.o.MultiBuffer == o.MultiBuffer &&
-			(o.Mode != ModeAuto || s.o.Device.Index == o.Device.Index) {
+			(o.Mode != ModeAuto || s.o.Device.is(&o.Device)) {
 			return s
 		}
 	}
