@@ -15,7 +15,7 @@ type Device interface {
 	// No ring runs, except where only VHOST_F_LOG_ALL changed.
 	SetFeatures(features uint64) error
 
-	// SetMemory replaces the whole memory table. No ring runs.
+	// SetMemory replaces the whole memory table. No ring runs. The slice is valid during the call only.
 	SetMemory(regions []Region) error
 	// AddMemory adds a region beside those there are. Rings may be running.
 	AddMemory(r Region) error
@@ -29,7 +29,8 @@ type Device interface {
 	// After an error the connection ends.
 	UpdateVring(c VringConfig) error
 	// StopVring takes the ring back. After the return the device touches neither ring nor guest memory on its behalf, and
-	// no descriptor of the ring. The base is where a later StartVring shall go on: the next avail
+	// no descriptor of the ring: they are closed, and their numbers used again. That holds for an error too, which says
+	// that the base is lost, and ends the connection. The base is where a later StartVring shall go on: the next avail
 	// index of a split ring, the two indices with their wrap counters of a packed one.
 	StopVring(index int) (base uint32, err error)
 

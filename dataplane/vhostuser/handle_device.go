@@ -21,17 +21,20 @@ func (s *session) setFeatures(m *message) ([]byte, error) {
 	if s.badFeatures = err != nil; err != nil {
 		return nil, err
 	}
-	s.features = features
-	return nil, s.startAll() // without FeatureProtocol, started rings count as enabled from here on
+	s.features, s.negotiated = features, true
+	return nil, s.startAll()
 }
 
 func (s *session) acceptFeatures(features uint64) error {
 	if extra := features &^ s.offer.Features; extra != 0 {
-		return refuse("features %#x were not offered", extra)
+		return fmt.Errorf("features %#x were not offered", extra)
 	}
 	changed := features ^ s.features
+	if s.negotiated && changed == 0 {
+		return nil
+	}
 	if s.anyRunning() && changed&^featureLogAll != 0 {
-		return refuse("features %#x change while rings run", changed)
+		return fmt.Errorf("features %#x change while rings run", changed)
 	}
 	return s.device.SetFeatures(features &^ FeatureProtocol)
 }
@@ -43,7 +46,7 @@ func (s *session) getProtocolFeatures(m *message) ([]byte, error) {
 func (s *session) setProtocolFeatures(m *message) ([]byte, error) {
 	features := m.u64(0)
 	if extra := features &^ s.offer.ProtocolFeatures; extra != 0 {
-		return nil, refuse("protocol features %v were not offered", ProtocolNames(extra))
+		return nil, fmt.Errorf("protocol features %v were not offered", ProtocolNames(extra))
 	}
 	s.protocol = features
 	return nil, nil
@@ -78,7 +81,7 @@ func (s *session) resetDevice(*message) ([]byte, error) {
 }
 
 func (s *session) reset() error {
-	s.features, s.badFeatures, s.status = 0, false, 0
+	s.features, s.negotiated, s.badFeatures, s.status = 0, false, false, 0
 	return s.device.Reset()
 }
 
@@ -86,12 +89,13 @@ func (s *session) getStatus(m *message) ([]byte, error) {
 	return appendU64(s.reply(m.request), uint64(s.status)), nil
 }
 
-// setStatus: 0 is the driver's reset of the device. Every other value is the driver's progress, which the rings' own state
-// tells us better.
+// setStatus: 0 is the driver's reset of the device, and what QEMU writes when it pauses a machine; 7.2 does so before it
+// asks with GET_VRING_BASE where the rings stood, so they still know. Every other value is the driver's progress,
+// which the rings' own state tells us better.
 func (s *session) setStatus(m *message) ([]byte, error) {
 	status := m.u64(0)
 	if status > 0xff {
-		return nil, refuse("status %#x has more than 8 bits", status)
+		return nil, fmt.Errorf("status %#x has more than 8 bits", status)
 	}
 	s.status = uint8(status)
 	if s.badFeatures {
@@ -109,7 +113,7 @@ func (s *session) setStatus(m *message) ([]byte, error) {
 func (s *session) netSetMTU(m *message) ([]byte, error) {
 	mtu := m.u64(0)
 	if mtu < 68 || mtu > 0xffff {
-		return nil, refuse("MTU %d is not between 68 and 65535", mtu)
+		return nil, fmt.Errorf("MTU %d is not between 68 and 65535", mtu)
 	}
 	return nil, s.device.(MTUSetter).SetMTU(uint16(mtu))
 }
@@ -136,7 +140,7 @@ func (s *session) setConfig(m *message) ([]byte, error) {
 	}
 	flags := m.u32(8)
 	if flags > 1 {
-		return nil, refuse("flags %#x are unknown", flags)
+		return nil, fmt.Errorf("flags %#x are unknown", flags)
 	}
 	return nil, s.device.(ConfigSpace).WriteConfig(offset, p, flags == 1)
 }
@@ -146,7 +150,7 @@ func (m *message) config() (offset uint32, p []byte, err error) {
 	offset, size := m.u32(0), m.u32(4)
 	p = m.payload[configHead:]
 	if uint64(size) != uint64(len(p)) || uint64(offset)+uint64(size) > maxConfig {
-		return 0, nil, refuse("%d bytes at offset %d, with %d in the message, are no part of a configuration space of %d bytes",
+		return 0, nil, fmt.Errorf("%d bytes at offset %d, with %d in the message, are no part of a configuration space of %d bytes",
 			size, offset, len(p), maxConfig)
 	}
 	return offset, p, nil

@@ -1,12 +1,30 @@
 package vhostuser
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
+
+// maxMemory bounds what one front-end may have mapped here, in bytes: files can be sparse, and all ports share the address
+// space of this process, 128 TiB on most machines.
+const maxMemory = 4 << 40
+
+// roomFor tells whether a table may become the session's.
+func roomFor(t regionTable) error {
+	if len(t) > MaxMemSlots {
+		return fmt.Errorf("all %d memory slots are in use", MaxMemSlots)
+	}
+	if sum := t.bytes(); sum > maxMemory {
+		return fmt.Errorf("%w: it would make %#x bytes of memory, at most %#x may be mapped", ErrRegion, sum, int64(maxMemory))
+	}
+	return nil
+}
 
 // setMemTable replaces all memory. Rings do not run meanwhile, so a device never sees one between two tables.
 func (s *session) setMemTable(m *message) ([]byte, error) {
 	n := int(m.u32(0))
 	if n > tableRegion || len(m.payload) != 8+n*regionSize || len(m.fds) != n {
-		return nil, refuse("%d regions in %d bytes with %d descriptors; at most %d regions with a descriptor each",
+		return nil, fmt.Errorf("%d regions in %d bytes with %d descriptors; at most %d regions with a descriptor each",
 			uint32(n), len(m.payload), len(m.fds), tableRegion)
 	}
 	var table regionTable
@@ -21,6 +39,9 @@ func (s *session) setMemTable(m *message) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if err := roomFor(table); err != nil {
+		return nil, err
+	}
 	if err := s.stopAll(); err != nil {
 		return nil, err
 	}
@@ -34,7 +55,7 @@ func (s *session) setMemTable(m *message) ([]byte, error) {
 // resume starts the rings again after a refused change, which comes first among the reasons.
 func (s *session) resume(failure error) error {
 	if err := s.startAll(); err != nil {
-		return fmt.Errorf("%w (%w; and then %w)", failure, errFatal, err)
+		return fatal{fmt.Errorf("%w; and after that %w", failure, err)}
 	}
 	return failure
 }
@@ -47,7 +68,7 @@ func (s *session) getMaxMemSlots(m *message) ([]byte, error) {
 // what is there already is no error.
 func (s *session) addMemReg(m *message) ([]byte, error) {
 	if len(m.fds) != 1 {
-		return nil, refuse("no descriptor came with it")
+		return nil, errors.New("no descriptor came with it")
 	}
 	r := m.region(8, m.fds[0])
 	entry, err := checkRegion(r)
@@ -57,11 +78,11 @@ func (s *session) addMemReg(m *message) ([]byte, error) {
 	if i := s.memory.find(r); i >= 0 && s.memory[i].file == entry.file && s.memory[i].MmapOffset == r.MmapOffset {
 		return nil, nil
 	}
-	if len(s.memory) >= MaxMemSlots {
-		return nil, refuse("all %d memory slots are in use", MaxMemSlots)
-	}
 	table, err := s.memory.add(entry)
 	if err != nil {
+		return nil, err
+	}
+	if err := roomFor(table); err != nil {
 		return nil, err
 	}
 	if err := s.device.AddMemory(r); err != nil {
@@ -81,7 +102,7 @@ func (s *session) remMemReg(m *message) ([]byte, error) {
 	gone, table := s.memory[i], s.memory.without(i)
 	for j := range s.rings {
 		if s.rings[j].running && s.rings[j].missing(s.features, table) != "" {
-			if _, err := s.stop(j); err != nil {
+			if err := s.stop(j); err != nil {
 				return nil, err
 			}
 		}

@@ -1,14 +1,11 @@
 package vhostuser
 
-import (
-	"errors"
-	"fmt"
-)
+import "fmt"
 
 // ring finds the ring a message is about.
 func (s *session) ring(index uint64) (*vring, error) {
 	if index >= uint64(len(s.rings)) {
-		return nil, refuse("there is no ring %d: the device has %d", index, len(s.rings))
+		return nil, fmt.Errorf("there is no ring %d: the device has %d", index, len(s.rings))
 	}
 	return &s.rings[index], nil
 }
@@ -17,7 +14,7 @@ func (s *session) ring(index uint64) (*vring, error) {
 func (s *session) idle(index uint64) (*vring, error) {
 	r, err := s.ring(index)
 	if err == nil && r.running {
-		err = refuse("ring %d is running", index)
+		err = fmt.Errorf("ring %d is running", index)
 	}
 	return r, err
 }
@@ -29,7 +26,7 @@ func (s *session) setVringNum(m *message) ([]byte, error) {
 	}
 	size := m.u32(4)
 	if size == 0 || size > uint32(s.offer.MaxRingSize) {
-		return nil, refuse("ring %d: size %d is not between 1 and %d", r.config.Index, size, s.offer.MaxRingSize)
+		return nil, fmt.Errorf("ring %d: size %d is not between 1 and %d", r.config.Index, size, s.offer.MaxRingSize)
 	}
 	r.config.Size = size
 	return nil, s.start(r.config.Index)
@@ -45,14 +42,14 @@ func (s *session) setVringAddr(m *message) ([]byte, error) {
 	c.Flags = m.u32(4)
 	c.DescAddr, c.UsedAddr, c.AvailAddr, c.LogAddr = m.u64(8), m.u64(16), m.u64(24), m.u64(32)
 	if c.Flags&^flagLogRing != 0 {
-		return nil, refuse("ring %d: flags %#x are unknown", c.Index, c.Flags)
+		return nil, fmt.Errorf("ring %d: flags %#x are unknown", c.Index, c.Flags)
 	}
 	if !r.running {
 		r.config, r.placed = c, true
 		return nil, s.start(c.Index)
 	}
 	if c.DescAddr != r.config.DescAddr || c.UsedAddr != r.config.UsedAddr || c.AvailAddr != r.config.AvailAddr {
-		return nil, refuse("ring %d is running and cannot move", c.Index)
+		return nil, fmt.Errorf("ring %d is running and cannot move", c.Index)
 	}
 	return nil, s.update(r, c)
 }
@@ -73,7 +70,7 @@ func (s *session) getVringBase(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.stop(int(index)); err != nil {
+	if err := s.stop(int(index)); err != nil {
 		return nil, err
 	}
 	s.unkick(int(index))
@@ -122,13 +119,13 @@ func (s *session) eventfd(m *message) (*vring, int, error) {
 		want = 0
 	}
 	if len(m.fds) != want {
-		return nil, -1, refuse("ring %d: %d descriptors came with it instead of %d", r.config.Index, len(m.fds), want)
+		return nil, -1, fmt.Errorf("ring %d: %d descriptors came with it instead of %d", r.config.Index, len(m.fds), want)
 	}
 	if want == 0 {
 		return r, -1, nil
 	}
 	if err := CheckEventfd(m.fds[0]); err != nil {
-		return nil, -1, refuse("ring %d: %w", r.config.Index, err)
+		return nil, -1, fmt.Errorf("ring %d: %w", r.config.Index, err)
 	}
 	return r, m.takeFD(0), nil
 }
@@ -151,8 +148,10 @@ func (s *session) replace(r *vring, field func(*VringConfig) *int, fd int) error
 func (s *session) update(r *vring, c VringConfig) error {
 	if r.running {
 		if err := s.device.UpdateVring(c); err != nil {
-			_, stop := s.stop(c.Index)
-			return fmt.Errorf("%w: ring %d: update: %w", errFatal, c.Index, errors.Join(err, stop))
+			if stop := s.stop(c.Index); stop != nil {
+				err = fmt.Errorf("%w; and then %w", err, stop)
+			}
+			return fatal{fmt.Errorf("ring %d: update: %w", c.Index, err)}
 		}
 	}
 	r.config = c
@@ -167,12 +166,11 @@ func (s *session) setVringEnable(m *message) ([]byte, error) {
 	}
 	enable := m.u32(4)
 	if enable > 1 {
-		return nil, refuse("ring %d: %d is neither 0 nor 1", r.config.Index, enable)
+		return nil, fmt.Errorf("ring %d: %d is neither 0 nor 1", r.config.Index, enable)
 	}
 	r.enabled = enable == 1
 	if r.enabled || s.enabled(r.config.Index) {
 		return nil, s.start(r.config.Index)
 	}
-	_, err = s.stop(r.config.Index)
-	return nil, err
+	return nil, s.stop(r.config.Index)
 }

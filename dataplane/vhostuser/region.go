@@ -102,9 +102,12 @@ func (t regionTable) holdsUser(addr, size uint64) bool {
 	return false
 }
 
+// bytes is the sum of all sizes. It saturates.
 func (t regionTable) bytes() (sum uint64) {
 	for i := range t {
-		sum += t[i].Size
+		if sum += t[i].Size; sum < t[i].Size {
+			return ^uint64(0)
+		}
 	}
 	return sum
 }

@@ -14,12 +14,10 @@ import (
 // ErrUnsupported says that a message is known to the protocol and not to us, or was not negotiated.
 var ErrUnsupported = errors.New("not supported")
 
-// errRefused marks bad requests in a well-formed stream.
-var errRefused = errors.New("refused")
+// fatal marks a failure after which the session cannot go on, whatever the front-end asked to be told.
+type fatal struct{ error }
 
-func refuse(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{errRefused}, args...)...)
-}
+func (f fatal) Unwrap() error { return f.error }
 
 // session is one connection: what the front-end told so far, and the device it is told to.
 //
@@ -35,6 +33,7 @@ type session struct {
 
 	offer       Offer
 	features    uint64 // accepted with SET_FEATURES; with FeatureProtocol
+	negotiated  bool   // SET_FEATURES was accepted since the last reset; no ring runs before
 	badFeatures bool   // the last SET_FEATURES was refused
 	protocol    uint64 // accepted with SET_PROTOCOL_FEATURES
 	status      uint8  // device status of virtio, kept here for GET_STATUS
@@ -68,7 +67,6 @@ func (s *session) run() error {
 		}
 		err := s.serve(&s.message)
 		s.message.closeFDs()
-		s.publish()
 		if err != nil {
 			return err
 		}
@@ -78,28 +76,30 @@ func (s *session) run() error {
 // serve handles one message and answers. An error ends the connection: the front-end could not be told in another way.
 func (s *session) serve(m *message) error {
 	reply, failure := s.dispatch(m)
-	wantsAck := m.flags&flagNeedReply != 0 && s.protocol&ProtocolReplyAck != 0
-	if failure == nil {
-		if reply == nil && wantsAck {
-			reply = appendU64(s.reply(m.request), 0)
-		}
-		return s.send(reply)
+	if reply == nil && m.flags&flagNeedReply != 0 && s.protocol&ProtocolReplyAck != 0 {
+		reply = acknowledge(s.reply(m.request), failure)
 	}
-	failure = fmt.Errorf("%v: %w", m.request, failure)
-	if reply == nil && wantsAck {
-		reply = appendU64(s.reply(m.request), 1)
+	if failure != nil {
+		failure = fmt.Errorf("%v: %w", m.request, failure)
+		s.refused++
+		s.lastRefusal = failure.Error()
 	}
-	if reply == nil || errors.Is(failure, errFatal) {
+	s.publish() // before the front-end knows: whoever it tells finds the new state
+	if failure != nil && (reply == nil || errors.As(failure, new(fatal))) {
 		return failure
 	}
-	s.refused++
-	s.lastRefusal = failure.Error()
-	s.log.write(slog.LevelWarn, "vhost-user message refused", "reason", failure)
+	if failure != nil {
+		s.log.write(slog.LevelWarn, "vhost-user message refused", "reason", failure)
+	}
 	return s.send(reply)
 }
 
-// errFatal marks failures after which the session cannot go on, whatever the front-end asked to be told.
-var errFatal = errors.New("connection given up")
+func acknowledge(reply []byte, failure error) []byte {
+	if failure != nil {
+		return appendU64(reply, 1)
+	}
+	return appendU64(reply, 0)
+}
 
 // dispatch finds the rule for a message, applies it and calls the handler. A reply, where the request has one, is complete but
 // for its size; beside an error it is the one that says no.
@@ -108,6 +108,9 @@ func (s *session) dispatch(m *message) (reply []byte, err error) {
 	if int(m.request) < len(rules) {
 		r = rules[m.request]
 	}
+	if m.flags&flagReply != 0 {
+		return nil, fatal{errors.New("a front-end sends no replies here")}
+	}
 	if r.handle == nil {
 		return nil, ErrUnsupported
 	}
@@ -115,7 +118,7 @@ func (s *session) dispatch(m *message) (reply []byte, err error) {
 		reply, err = r.handle(s, m)
 	}
 	if err != nil && reply == nil && r.answers {
-		err = fmt.Errorf("%w: %w", errFatal, err) // an acknowledgement would be taken for the answer
+		err = fatal{err} // an acknowledgement would be taken for the answer
 	}
 	return reply, err
 }
@@ -125,9 +128,9 @@ func (s *session) check(r rule, m *message) error {
 	case s.protocol&r.needs != r.needs:
 		return fmt.Errorf("%w: protocol feature %v was not negotiated", ErrUnsupported, ProtocolNames(r.needs&^s.protocol))
 	case len(m.payload) < r.min || len(m.payload) > r.max:
-		return refuse("payload of %d bytes instead of %d", len(m.payload), r.min)
+		return fmt.Errorf("payload of %d bytes instead of %d", len(m.payload), r.min)
 	case len(m.fds) > r.fds:
-		return refuse("%d descriptors came with it, at most %d may", len(m.fds), r.fds)
+		return fmt.Errorf("%d descriptors came with it, at most %d may", len(m.fds), r.fds)
 	}
 	return nil
 }
@@ -154,7 +157,7 @@ func (s *session) send(b []byte) error {
 // end takes everything back from the device.
 func (s *session) end() {
 	for i := range s.rings {
-		if _, err := s.stop(i); err != nil {
+		if err := s.stop(i); err != nil {
 			s.log.write(slog.LevelWarn, "vhost-user ring did not stop cleanly", "ring", i, "reason", err)
 		}
 		s.rings[i].closeFDs()
@@ -168,7 +171,10 @@ func (s *session) start(i int) error {
 	if r.running || !r.started || !s.enabled(i) {
 		return nil
 	}
-	lack := r.missing(s.features, s.memory)
+	lack := "features (SET_FEATURES)"
+	if s.negotiated {
+		lack = r.missing(s.features, s.memory)
+	}
 	if lack != "" && lack != r.lack {
 		s.log.write(slog.LevelInfo, "vhost-user ring is started and waits", "ring", i, "for", lack)
 	}
@@ -176,7 +182,7 @@ func (s *session) start(i int) error {
 		return nil
 	}
 	if why := r.wrong(s.features); why != "" {
-		return refuse("ring %d: %s", i, why)
+		return fmt.Errorf("ring %d: %s", i, why)
 	}
 	if err := s.device.StartVring(r.config); err != nil {
 		return fmt.Errorf("ring %d: start: %w", i, err)
@@ -185,12 +191,14 @@ func (s *session) start(i int) error {
 	return nil
 }
 
-func (s *session) startAll() error {
-	var errs []error
+// startAll starts every ring that can run, and returns the first failure.
+func (s *session) startAll() (first error) {
 	for i := range s.rings {
-		errs = append(errs, s.start(i))
+		if err := s.start(i); err != nil && first == nil {
+			first = err
+		}
 	}
-	return errors.Join(errs...)
+	return first
 }
 
 // enabled: SET_VRING_ENABLE counts only where protocol features were negotiated.
@@ -198,24 +206,24 @@ func (s *session) enabled(i int) bool {
 	return s.features&FeatureProtocol == 0 || s.rings[i].enabled
 }
 
-// stop takes ring i back from the device if it has it, and returns whether it had.
-func (s *session) stop(i int) (bool, error) {
+// stop takes ring i back from the device if it has it.
+func (s *session) stop(i int) error {
 	r := &s.rings[i]
 	if !r.running {
-		return false, nil
+		return nil
 	}
 	r.running = false
 	base, err := s.device.StopVring(i)
 	if err != nil {
-		return true, fmt.Errorf("%w: ring %d: stop: %w", errFatal, i, err)
+		return fatal{fmt.Errorf("ring %d: stop: %w", i, err)}
 	}
 	r.config.Base = base
-	return true, nil
+	return nil
 }
 
 func (s *session) stopAll() error {
 	for i := range s.rings {
-		if _, err := s.stop(i); err != nil {
+		if err := s.stop(i); err != nil {
 			return err
 		}
 	}
