@@ -101,7 +101,7 @@ func (h *Hook) meetPredecessor() error {
 		return nil
 	}
 	if h.link == nil {
-		return fmt.Errorf("%w: %s runs %s, which shunt did not put there; detach it or allow to replace it", ErrBusy, dev.name, dev.describe())
+		return fmt.Errorf("%w: %s runs %s, which is not pinned under %s; detach it or allow to replace it", ErrBusy, dev.name, dev.describe(), h.opts.PinPath)
 	}
 	if !slices.Contains(h.opts.Succeeds, programName(dev.program)) {
 		return fmt.Errorf("%w: %s runs %s, pinned at %s; detach it or allow to replace it", ErrBusy, dev.name, dev.describe(), h.claim.link())
@@ -274,7 +274,7 @@ func Detach(opts DetachOptions) error {
 	case hook.dev.program == 0:
 		return notAttached(hook.dev)
 	case hook.link == nil && !opts.Force:
-		return fmt.Errorf("%w: %s runs %s, which shunt did not put there; force it off if nobody needs it", ErrBusy, hook.dev.name, hook.dev.describe())
+		return fmt.Errorf("%w: %s runs %s, which is not pinned under %s; force it off if nobody needs it", ErrBusy, hook.dev.name, hook.dev.describe(), hook.opts.PinPath)
 	}
 	return hook.clear()
 }

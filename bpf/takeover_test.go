@@ -320,3 +320,15 @@ func TestWithoutPrivileges(t *testing.T) {
 		t.Errorf("an owner without privileges said %q, %v", out, err)
 	}
 }
+
+// Where no BPF file system is mounted the first owner mounts one.
+func TestMountsTheBPFFileSystem(t *testing.T) {
+	l := newLab(t, 1500)
+	cmd := l.host.Command(t.Context(), "sh", "-c", `umount /sys/fs/bpf && "$0" && stat -f -c %T /sys/fs/bpf`, os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	out, err := cmd.CombinedOutput() // without input, so the owner ends at once
+	if want := "attached\nbpf_fs\n"; err != nil || string(out) != want {
+		t.Errorf("the owner said %q, %v, want %q", out, err, want)
+	}
+	l.nothingLeft(t)
+}
