@@ -184,7 +184,7 @@ func (b *Backend) turnAway(c *net.UnixConn) {
 	pid, uid := peer(c)
 	_ = c.Close()
 	b.mu.Lock()
-	b.counts.Turned++
+	b.counts.TurnedAway++
 	b.mu.Unlock()
 	b.log.write(slog.LevelWarn, "vhost-user front-end turned away: another one is connected", "pid", pid, "uid", uid)
 }

@@ -49,7 +49,7 @@ func TestSecondFrontendIsTurnedAway(t *testing.T) {
 		}
 	}
 	must(t, first.Barrier())
-	if s := b.Status(); s.Turned != 3 || s.Connections != 1 || s.Session.PID != os.Getpid() {
+	if s := b.Status(); s.TurnedAway != 3 || s.Connections != 1 || s.Session.PID != os.Getpid() {
 		t.Errorf("%+v", s)
 	}
 }
@@ -67,8 +67,8 @@ func TestReconnectAtOnce(t *testing.T) {
 		must(t, f.Close())
 	}
 	eventually(t, "all ended", func() bool { return d.disconnects() == 40 })
-	if s := b.Status(); s.Turned != 0 {
-		t.Errorf("%d turned away", s.Turned)
+	if s := b.Status(); s.TurnedAway != 0 {
+		t.Errorf("%d turned away", s.TurnedAway)
 	}
 }
 

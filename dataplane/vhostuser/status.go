@@ -5,8 +5,8 @@ import "slices"
 // Status is what a Backend can tell an operator.
 type Status struct {
 	Path string
-	// Connections were served, Turned away because another was being served.
-	Connections, Turned uint64
+	// Connections were served; TurnedAway were not, because another was.
+	Connections, TurnedAway uint64
 	// LastEnd says why the last connection ended, where that needs an explanation.
 	LastEnd string
 	// Session is the connection being served, or nil.
