@@ -3,6 +3,7 @@ package xsk
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -37,6 +38,9 @@ func newPair(tb testing.TB, queues, mtu int) (a, b *end) {
 				tb.Error(err)
 			}
 		})
+		if err := ns.Do(quiet); err != nil {
+			tb.Fatal(err)
+		}
 		ends[i] = &end{End: netlab.End{
 			Namespace: ns, Name: "up-" + name, MTU: mtu,
 			MAC: fmt.Sprintf("02:00:00:00:00:0%d", i+1), Addrs: []string{fmt.Sprintf("10.9.0.%d/24", i+1)},
@@ -46,6 +50,11 @@ func newPair(tb testing.TB, queues, mtu int) (a, b *end) {
 		tb.Fatal(err)
 	}
 	return ends[0], ends[1]
+}
+
+// quiet keeps the kernel from sending IPv6 router solicitations and the like, which would be counted with our frames.
+func quiet() error {
+	return os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
 }
 
 func (e *end) do(tb testing.TB, fn func() error) {
