@@ -23,7 +23,7 @@
 //	         │
 //	┌────────▼────────┐  SET_VRING_KICK   ┌─────────────────────────────────┐
 //	│     stopped     │──────────────────▶│ started, not running            │
-//	│ base answers    │                   │ waits for: enabled, size, three │
+//	│ base answers    │                   │ waits: features, enabled, size, │
 //	│ GET_VRING_BASE  │◀──────────────────│ addresses, memory under them    │
 //	└────────▲────────┘  GET_VRING_BASE   └───────┬─────────────────▲───────┘
 //	         │                                    │                 │ disabled,
@@ -36,7 +36,7 @@
 //	                                                                    └─────┘
 //
 // A disabled ring does not run. The specification would have a network device drain and discard what the guest sends
-// there; we leave it in the ring, as DPDK does, so that a guest that is quicker than its front-end's ENABLE loses nothing.
+// there; we leave it in the ring, as DPDK does, so that a guest quicker than its front-end's ENABLE loses nothing.
 //
 // Memory is never replaced under a running ring: SET_MEM_TABLE stops the rings, swaps, and starts them at their base.
 // ADD_MEM_REG and REM_MEM_REG leave rings alone unless the removed region holds a part of the ring itself.

@@ -23,12 +23,12 @@ func roomFor(t regionTable) error {
 // setMemTable replaces all memory. Rings do not run meanwhile, so a device never sees one between two tables.
 func (s *session) setMemTable(m *message) ([]byte, error) {
 	n := int(m.u32(0))
-	if n > tableRegion || len(m.payload) != 8+n*regionSize || len(m.fds) != n {
+	if n > maxTable || len(m.payload) != 8+n*regionSize || len(m.fds) != n {
 		return nil, fmt.Errorf("%d regions in %d bytes with %d descriptors; at most %d regions with a descriptor each",
-			uint32(n), len(m.payload), len(m.fds), tableRegion)
+			uint32(n), len(m.payload), len(m.fds), maxTable)
 	}
 	var table regionTable
-	var regions [tableRegion]Region
+	var regions [maxTable]Region
 	for i := range n {
 		regions[i] = m.region(8+i*regionSize, m.fds[i])
 		entry, err := checkRegion(regions[i])

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
-	"strings"
 )
 
 // Request is the type of a message from front-end to back-end.
@@ -97,29 +96,31 @@ const (
 
 // Protocol features (VHOST_USER_PROTOCOL_F_*), as bits.
 const (
-	ProtocolMQ           uint64 = 1 << 0
-	ProtocolLogShmfd     uint64 = 1 << 1
-	ProtocolRARP         uint64 = 1 << 2
-	ProtocolReplyAck     uint64 = 1 << 3
-	ProtocolNetMTU       uint64 = 1 << 4
-	ProtocolBackendReq   uint64 = 1 << 5
-	ProtocolConfig       uint64 = 1 << 9
-	ProtocolInflight     uint64 = 1 << 12
-	ProtocolResetDevice  uint64 = 1 << 13
-	ProtocolInband       uint64 = 1 << 14
-	ProtocolMemSlots     uint64 = 1 << 15
-	ProtocolStatus       uint64 = 1 << 16
-	protocolNamesInOrder        = "MQ LOG_SHMFD RARP REPLY_ACK NET_MTU BACKEND_REQ CROSS_ENDIAN CRYPTO_SESSION PAGEFAULT CONFIG " +
-		"BACKEND_SEND_FD HOST_NOTIFIER INFLIGHT_SHMFD RESET_DEVICE INBAND_NOTIFICATIONS CONFIGURE_MEM_SLOTS STATUS"
+	ProtocolMQ          uint64 = 1 << 0
+	ProtocolLogShmfd    uint64 = 1 << 1
+	ProtocolRARP        uint64 = 1 << 2
+	ProtocolReplyAck    uint64 = 1 << 3
+	ProtocolNetMTU      uint64 = 1 << 4
+	ProtocolBackendReq  uint64 = 1 << 5
+	ProtocolConfig      uint64 = 1 << 9
+	ProtocolInflight    uint64 = 1 << 12
+	ProtocolResetDevice uint64 = 1 << 13
+	ProtocolInband      uint64 = 1 << 14
+	ProtocolMemSlots    uint64 = 1 << 15
+	ProtocolStatus      uint64 = 1 << 16
 )
+
+// protocolNames are the names of the bits, from 0 on.
+var protocolNames = [...]string{"MQ", "LOG_SHMFD", "RARP", "REPLY_ACK", "NET_MTU", "BACKEND_REQ", "CROSS_ENDIAN", "CRYPTO_SESSION",
+	"PAGEFAULT", "CONFIG", "BACKEND_SEND_FD", "HOST_NOTIFIER", "INFLIGHT_SHMFD", "RESET_DEVICE", "INBAND_NOTIFICATIONS",
+	"CONFIGURE_MEM_SLOTS", "STATUS"}
 
 // ProtocolNames lists the protocol features in set by their names, for logs and status output.
 func ProtocolNames(set uint64) []string {
-	names := strings.Fields(protocolNamesInOrder)
 	var out []string
 	for ; set != 0; set &= set - 1 {
-		if bit := bits.TrailingZeros64(set); bit < len(names) {
-			out = append(out, names[bit])
+		if bit := bits.TrailingZeros64(set); bit < len(protocolNames) {
+			out = append(out, protocolNames[bit])
 		} else {
 			out = append(out, fmt.Sprintf("bit %d", bit))
 		}
@@ -141,15 +142,17 @@ const (
 	flagReply       = 0x4
 	flagNeedReply   = 0x8
 
-	regionSize  = 32                                              // guest address, size, user address, mmap offset
-	tableRegion = 8                                               // regions in one SET_MEM_TABLE, and so descriptors in one message
-	maxFDs      = tableRegion                                     //
-	configHead  = 12                                              // offset, size, flags
-	maxConfig   = 256                                             // bytes of a device's configuration space
-	maxPayload  = configHead + 256                                // the largest payload known to us; SET_MEM_TABLE takes 8 + 8*32 = 264
-	vringNoFD   = 1 << 8                                          // in the u64 of KICK, CALL, ERR: no descriptor comes along
-	vringIndex  = 0xff                                            // the ring, in the same u64
-	_           = uint(maxPayload - (8 + tableRegion*regionSize)) // does not compile if the table were larger
+	regionSize = 32  // guest address, size, user address, mmap offset
+	maxTable   = 8   // regions in one SET_MEM_TABLE
+	maxFDs     = 8   // descriptors in one message: those of a table
+	configHead = 12  // offset, size, flags
+	maxConfig  = 256 // bytes of a device's configuration space
+
+	// maxPayload is the largest payload known to us, a whole configuration space. A memory table takes 8 + 8*32 = 264.
+	maxPayload = configHead + maxConfig
+
+	vringIndex = 0xff   // in the u64 of KICK, CALL and ERR: the ring
+	vringNoFD  = 1 << 8 // there too: no descriptor comes along
 )
 
 // MaxMemSlots is how many memory regions a front-end may have mapped here at a time, the number KVM gives a machine.

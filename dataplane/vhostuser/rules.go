@@ -21,7 +21,7 @@ var rules = [...]rule{
 	SetProtocolFeatures: {handle: (*session).setProtocolFeatures, min: 8, max: 8},
 	GetQueueNum:         {handle: (*session).getQueueNum, answers: true},
 
-	SetMemTable:    {handle: (*session).setMemTable, min: 8, max: 8 + tableRegion*regionSize, fds: tableRegion},
+	SetMemTable:    {handle: (*session).setMemTable, min: 8, max: 8 + maxTable*regionSize, fds: maxTable},
 	GetMaxMemSlots: {handle: (*session).getMaxMemSlots, needs: ProtocolMemSlots, answers: true},
 	AddMemReg:      {handle: (*session).addMemReg, min: 8 + regionSize, max: 8 + regionSize, fds: 1, needs: ProtocolMemSlots},
 	RemMemReg:      {handle: (*session).remMemReg, min: 8 + regionSize, max: 8 + regionSize, fds: 1, needs: ProtocolMemSlots},
