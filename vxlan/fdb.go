@@ -1,0 +1,130 @@
+package vxlan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane/wire"
+)
+
+// Kinds of FDBEntry.
+const (
+	// KindLocal is a port's own address.
+	KindLocal = "local"
+	// KindStatic was configured.
+	KindStatic = "static"
+	// KindLearned was seen as a source.
+	KindLearned = "learned"
+)
+
+// FDBEntry is where a MAC address is.
+type FDBEntry struct {
+	// Network is the name of the network that it is in.
+	Network string
+	// MAC is the address.
+	MAC wire.MAC
+	// IP is its guest's, if it was configured.
+	IP netip.Addr
+	// Port is the name of the port that it is behind, or VTEP the address of the other machine.
+	Port string
+	// VTEP is the other machine's tunnel endpoint.
+	VTEP netip.Addr
+	// Kind is how we know.
+	Kind string
+	// Age is the time since its last frame, of a learned one.
+	Age time.Duration
+}
+
+// FDB returns the forwarding tables of all networks, sorted by network and address.
+func (s *Switch) FDB() []FDBEntry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []FDBEntry
+	for _, p := range s.ports {
+		if p.config.MAC != 0 {
+			e := FDBEntry{Network: p.config.Network, MAC: p.config.MAC, Port: p.config.Name, Kind: KindLocal}
+			if len(p.config.IPs) > 0 {
+				e.IP = p.config.IPs[0]
+			}
+			all = append(all, e)
+		}
+	}
+	for _, n := range s.networks {
+		for _, e := range n.config.Entries {
+			if at := n.static.place(e.MAC); !at.isPort() {
+				all = append(all, FDBEntry{Network: n.config.Name, MAC: e.MAC, IP: e.IP, VTEP: e.VTEP, Kind: KindStatic})
+			}
+		}
+		all = append(all, s.learnedIn(n)...)
+	}
+	slices.SortFunc(all, func(a, b FDBEntry) int { return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.MAC, b.MAC)) })
+	return all
+}
+
+// learnedIn reads what the worker has learned in a network: it is copied on the worker into memory allocated here.
+func (s *Switch) learnedIn(n *networkRecord) []FDBEntry {
+	var tick uint32
+	copied := make([]slot, len(n.learned.slots)) // only the control side makes it another length
+	s.worker.Do(func() {
+		tick = uint32(s.worker.Now() >> tickShift)
+		copy(copied, n.learned.slots)
+	})
+	names := make(map[int]string, len(s.ports))
+	for name, p := range s.ports {
+		names[p.slot] = name
+	}
+	var all []FDBEntry
+	for _, l := range copied {
+		mac := wire.MAC(l.key &^ occupied)
+		if l.key == 0 || tick-l.seen > n.learned.age || n.static.place(mac) != nowhere {
+			continue
+		}
+		e := FDBEntry{Network: n.config.Name, MAC: mac, Kind: KindLearned, Age: time.Duration(tick-l.seen) << tickShift}
+		if l.at.isPort() {
+			e.Port = names[int(l.at)]
+		} else {
+			e.VTEP = s.vteps.records[l.at.vtep()].address
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// VTEP is the state of the way to another machine.
+type VTEP struct {
+	// Uplink is the name of the uplink that it is on.
+	Uplink string
+	// Address is the tunnel endpoint's.
+	Address netip.Addr
+	// Configured: a network names it; else frames came from it.
+	Configured bool
+	// Resolved: the next hop is known.
+	Resolved bool
+	// NextHop is the MAC that packets go to.
+	NextHop wire.MAC
+	// MTU is the longest frame, without its Ethernet header, that the way takes.
+	MTU int
+}
+
+// VTEPs returns the state of the ways to all other machines, sorted by uplink and address.
+func (s *Switch) VTEPs() []VTEP {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.current.Load()
+	var all []VTEP
+	for i, r := range s.vteps.records {
+		if r.uplink == "" || i >= len(now.vteps) || now.vteps[i] == nil {
+			continue
+		}
+		v := VTEP{Uplink: r.uplink, Address: r.address, Configured: r.configured, Resolved: now.vteps[i].ready}
+		if v.Resolved {
+			v.NextHop = wire.Ethernet(now.vteps[i].header[:]).Destination()
+			v.MTU = now.vteps[i].maxFrame - wire.EthernetLen
+		}
+		all = append(all, v)
+	}
+	slices.SortFunc(all, func(a, b VTEP) int { return cmp.Or(cmp.Compare(a.Uplink, b.Uplink), a.Address.Compare(b.Address)) })
+	return all
+}

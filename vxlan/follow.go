@@ -1,0 +1,139 @@
+package vxlan
+
+import (
+	"net/netip"
+	"time"
+)
+
+// discovery is a VTEP that the worker met.
+type discovery struct {
+	uplink int // slot
+	source [16]byte
+}
+
+// discover tells the control side about a VTEP. On the worker.
+func (s *Switch) discover(u *uplink, source *[16]byte) {
+	select {
+	case s.discovered <- discovery{u.slot, *source}:
+	default:
+	}
+}
+
+// How often the control side looks after VTEPs by itself. News of the worker are taken together for a while, so that a flood
+// of invented VTEPs costs a snapshot each 10 ms and no more.
+const (
+	gatherNews = 10 * time.Millisecond
+	sweepVTEPs = 15 * time.Second
+)
+
+// follow brings what resolvers and the worker have found out into the snapshot.
+func (s *Switch) follow() {
+	defer close(s.done)
+	sweep := time.NewTicker(sweepVTEPs)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-s.changed:
+			s.mu.Lock()
+			s.publish()
+			s.mu.Unlock()
+			continue // at once: frames may be waiting for a next hop
+		case <-sweep.C:
+			s.sweep()
+			continue
+		case d := <-s.discovered:
+			s.welcome(d)
+		}
+		select {
+		case <-s.stop:
+			return
+		case <-time.After(gatherNews):
+		}
+	}
+}
+
+// welcome enters the VTEPs that the worker met, as far as there is room.
+func (s *Switch) welcome(d discovery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	news := false
+	for range cap(s.discovered) {
+		news = s.enter(d) || news
+		select {
+		case d = <-s.discovered:
+			continue
+		default:
+		}
+		break
+	}
+	if news {
+		s.publish()
+	}
+}
+
+// enter makes a record of a VTEP that the worker met.
+func (s *Switch) enter(d discovery) bool {
+	for name, u := range s.uplinks {
+		if u.slot != d.uplink {
+			continue
+		}
+		local := u.local().Address
+		a := netip.AddrFrom16(d.source)
+		if local.Is4() {
+			a = netip.AddrFrom4([4]byte(d.source[:4]))
+		}
+		if !local.IsValid() || a == local || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+			return false
+		}
+		if s.vteps.learned >= s.options.MaxLearnedVTEPs || s.vteps.used() >= s.options.MaxVTEPs {
+			return false
+		}
+		return s.vteps.add(vtepKey{name, a}, false)
+	}
+	return false
+}
+
+// sweep forgets VTEPs that nobody configured and that have been silent for longer than any learned entry lives, so that their
+// places can be taken by others.
+func (s *Switch) sweep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var tick uint32
+	s.worker.Do(func() { tick = uint32(s.worker.Now() >> tickShift) })
+	s.forgetVTEPs(tick)
+}
+
+// forgetVTEPs is sweep at a given time. Every learned entry that leads to a VTEP was seen no later than the VTEP itself, so all those of a silent one
+// have expired, and its index may mean another VTEP soon. But the worker goes on learning until it has seen the snapshot without
+// the VTEP: one that spoke meanwhile stays.
+func (s *Switch) forgetVTEPs(tick uint32) {
+	var age uint32
+	for _, n := range s.networks {
+		age = max(age, n.learned.age)
+	}
+	silent := map[int]uint32{}
+	for i, r := range s.vteps.records {
+		if seen := s.vtepSeen[i].Load(); r.uplink != "" && !r.configured && tick-seen > age {
+			silent[i] = seen
+			s.vteps.records[i].leaving = true
+		}
+	}
+	if len(silent) == 0 {
+		return
+	}
+	s.publish()
+	s.worker.Do(func() {})
+	stays := false
+	for i, seen := range silent {
+		if s.vteps.records[i].leaving = false; s.vtepSeen[i].Load() != seen {
+			stays = true
+			continue
+		}
+		s.vteps.remove(i)
+	}
+	if stays {
+		s.publish()
+	}
+}

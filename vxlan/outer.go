@@ -1,0 +1,115 @@
+package vxlan
+
+import (
+	"encoding/binary"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/wire"
+)
+
+// outer is what the outer headers of a packet say.
+type outer struct {
+	network *network
+	inner   int      // where the inner frame begins
+	source  [16]byte // the sender's tunnel endpoint; IPv4 in the first four
+}
+
+// minInner is how much must follow the outer UDP header: VXLAN's and the inner Ethernet header.
+const minInner = wire.VXLANLen + wire.EthernetLen
+
+// parse reads the outer headers of a packet that carries the uplink's MAC, and cuts what follows the UDP datagram off
+// the frame: Ethernet pads short packets (RFC 894). A VXLAN packet whose headers are not wholly in the head has been made so.
+func (u *uplink) parse(f *frame.Frame) (o outer, why dataplane.Reason, ok bool) {
+	head := f.Head()
+	at, end, why, ok := u.parseIP(head, f.Len(), &o)
+	if !ok {
+		return o, why, false
+	}
+	if len(head) < at+wire.UDPLen {
+		return o, DropOuterUDP, false
+	}
+	udp := wire.UDP(head[at:])
+	if udp.DestinationPort() != u.port {
+		return o, DropNotOurs, false
+	}
+	length := int(udp.Length())
+	switch {
+	case length < wire.UDPLen || at+length > end:
+		return o, DropOuterUDP, false
+	case length < wire.UDPLen+minInner:
+		return o, DropOuterVXLAN, false
+	case len(head) < at+wire.UDPLen+minInner:
+		return o, DropHeadTooShort, false
+	}
+	if f.Len() > at+length && !(f.Gather() && f.Truncate(at+length)) {
+		return o, DropOuterIP, false
+	}
+	if !u.checksumValid(f, udp, at, &o) {
+		return o, DropOuterUDP, false
+	}
+	header := wire.VXLAN(udp[wire.UDPLen:])
+	if !header.HasVNI() {
+		return o, DropOuterVXLAN, false
+	}
+	o.network = u.vnis.find(header.VNI())
+	o.inner = at + wire.UDPLen + wire.VXLANLen
+	return o, DropUnknownVNI, o.network != nil
+}
+
+// parseIP reads the outer IP header: where its payload begins and ends.
+func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why dataplane.Reason, ok bool) {
+	b := head[wire.EthernetLen:]
+	switch t := wire.Ethernet(head).EtherType(); {
+	case t == wire.EtherTypeIPv4 && u.is4:
+		h, ok := wire.ParseIPv4(b)
+		if !ok || wire.EthernetLen+int(h.TotalLen()) > length || !h.ChecksumValid() {
+			return 0, 0, DropOuterIP, false
+		}
+		if binary.BigEndian.Uint32(h.Destination()) != binary.BigEndian.Uint32(u.address[:]) || h.Protocol() != wire.ProtoUDP {
+			return 0, 0, DropNotOurs, false
+		}
+		if h.IsFragment() {
+			return 0, 0, DropOuterFragment, false
+		}
+		copy(o.source[:], h.Source())
+		return wire.EthernetLen + h.HeaderLen(), wire.EthernetLen + int(h.TotalLen()), 0, true
+	case t == wire.EtherTypeIPv6 && u.is6:
+		h, ok := wire.ParseIPv6(b)
+		end := wire.EthernetLen + wire.IPv6Len
+		if !ok || end+int(h.PayloadLen()) > length {
+			return 0, 0, DropOuterIP, false
+		}
+		end += int(h.PayloadLen())
+		if [16]byte(h.Destination()) != u.address {
+			return 0, 0, DropNotOurs, false
+		}
+		upper, ok := h.Upper()
+		if !ok {
+			return 0, 0, DropOuterIP, false
+		}
+		if upper.Fragment {
+			return 0, 0, DropOuterFragment, false
+		}
+		if upper.Protocol != wire.ProtoUDP {
+			return 0, 0, DropNotOurs, false
+		}
+		o.source = [16]byte(h.Source())
+		return wire.EthernetLen + upper.Offset, end, 0, true
+	}
+	return 0, 0, DropNotOurs, false
+}
+
+// checksumValid verifies the outer UDP checksum, if there is one: over IPv4 zero says that there is none, and over IPv6 it does for
+// tunnels (RFC 6935). The datagram is the frame's end.
+func (u *uplink) checksumValid(f *frame.Frame, udp wire.UDP, at int, o *outer) bool {
+	if u.trustChecksums || udp.Checksum() == 0 {
+		return true
+	}
+	n := 4
+	if u.is6 {
+		n = 16
+	}
+	pseudo := wire.SumPseudo(o.source[:n], u.address[:n], wire.ProtoUDP, uint32(udp.Length()))
+	return wire.SumPieces(pseudo, f.Head()[at:], f.Body()) == 0xffff
+}

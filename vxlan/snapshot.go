@@ -1,0 +1,119 @@
+package vxlan
+
+import (
+	"net/netip"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/wire"
+)
+
+// snapshot is the configuration as the worker sees it. Nothing in it changes after it was published, but what networks
+// and ports point to as learned: that is the worker's.
+type snapshot struct {
+	ports   []*port   // by slot; nil: free
+	uplinks []*uplink // by slot; nil: free
+	vteps   []*tunnel // by index; nil: free
+}
+
+// network as the worker sees it.
+type network struct {
+	// maxFrame is the MTU with the Ethernet header.
+	maxFrame   int
+	learning   bool
+	dropTagged bool
+	flat       bool
+	// checksum: the outer headers need the sum of the inner frame.
+	checksum bool
+	vni      uint32
+	uplink   *uplink // nil: none
+	// static holds the ports' own addresses and the configured entries. They win over what was learned.
+	static  table
+	learned *learned // of the worker
+	// members are the network's ports; strangers those of them that may use addresses we have not been told, and so
+	// the only ones that unknown unicast is flooded to.
+	members   []*port
+	strangers []*port
+	flood     []*tunnel
+}
+
+// port as the worker sees it.
+type port struct {
+	slot      int
+	link      *dataplane.Link
+	network   *network
+	mac       wire.MAC
+	antiSpoof bool
+	partial   bool
+	ip4       []uint32   // big-endian, as numbers
+	ip6       [][16]byte // with the link-local address made of mac
+	checkIP   bool
+	ring      *ring // of the worker
+}
+
+// uplink as the worker sees it.
+type uplink struct {
+	slot           int
+	link           *dataplane.Link
+	mac            wire.MAC
+	port           uint16
+	is4, is6       bool     // neither while there is no address
+	address        [16]byte // IPv4 in the first four
+	trustChecksums bool
+	vnis           vniTable
+	flat           *network // nil: none
+	endpoints      endpoints
+}
+
+// endpoints finds the index of a VTEP by its address. It is asked only when an address has moved or is new.
+type endpoints map[[16]byte]int
+
+// key16 is an address as outer headers are read.
+func key16(a netip.Addr) (key [16]byte) {
+	if a.Is4() {
+		b := a.As4()
+		copy(key[:], b[:])
+		return key
+	}
+	return a.As16()
+}
+
+// vniTable finds the network of a VNI: open addressing, at most half full.
+type vniTable struct {
+	slots []vniSlot
+}
+
+type vniSlot struct {
+	vni     uint32
+	network *network
+}
+
+func newVNITable(networks []*network) vniTable {
+	n := 4
+	for n < 2*len(networks) {
+		n *= 2
+	}
+	t := vniTable{slots: make([]vniSlot, n)}
+	for _, nw := range networks {
+		i := vniStart(nw.vni) % uint32(n)
+		for t.slots[i].network != nil {
+			i = (i + 1) % uint32(n)
+		}
+		t.slots[i] = vniSlot{nw.vni, nw}
+	}
+	return t
+}
+
+func vniStart(vni uint32) uint32 { return vni * 0x9e37_79b1 >> 7 }
+
+// find returns the VNI's network; nil if there is none.
+func (t *vniTable) find(vni uint32) *network {
+	i := vniStart(vni)
+	for range t.slots {
+		s := &t.slots[i&uint32(len(t.slots)-1)]
+		if s.network == nil || s.vni == vni {
+			return s.network
+		}
+		i++
+	}
+	return nil
+}
