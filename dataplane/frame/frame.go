@@ -120,18 +120,19 @@ func (f *Frame) Prepend(n int) []byte {
 	return f.buf[f.off : f.off+uint32(n)]
 }
 
-// Trim takes n bytes off the front of the head; false if it has fewer.
+// Trim takes n bytes off the front of the head; false, and nothing changes, if it has fewer or a checksum to be filled in covers
+// some of them.
 func (f *Frame) Trim(n int) bool {
 	if uint(n) > uint(f.end-f.off) {
 		return false
 	}
-	f.off += uint32(n)
 	if f.Checksum.Needed {
 		if int(f.Checksum.Start) < n {
 			return false
 		}
 		f.Checksum.Start -= uint16(n)
 	}
+	f.off += uint32(n)
 	return true
 }
 

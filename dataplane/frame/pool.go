@@ -43,7 +43,7 @@ func (m *Memory) At(address uint64) (f *Frame, off uint32) {
 
 // NewPool makes a pool that owns the n frames from number first on. Each frame belongs to one pool's worker at a time.
 func (m *Memory) NewPool(first, n int) (*Pool, error) {
-	if first < 0 || n <= 0 || first+n > len(m.frames) {
+	if first < 0 || n <= 0 || n > len(m.frames)-first {
 		return nil, fmt.Errorf("pool of frames %d to %d: memory has %d", first, first+n, len(m.frames))
 	}
 	p := &Pool{memory: m, free: make([]*Frame, n, len(m.frames))}

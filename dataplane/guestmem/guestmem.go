@@ -15,12 +15,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane/shm"
 )
 
 // MaxRegions is how many regions a Map takes; vhost-user's CONFIGURE_MEM_SLOTS front-ends use at most 509.
 const MaxRegions = 509
+
+// maxMapped bounds what all guests together have mapped: half the addresses a process has (2^47 bytes). A file may be larger than all
+// memory there is, and the Go runtime ends a process that can reserve no more addresses.
+const maxMapped = 1 << 46
+
+// mapped is how much of that is used.
+var mapped atomic.Int64
 
 // ErrRegion is wrapped by every refusal of a memory table.
 var ErrRegion = errors.New("bad memory region")
@@ -41,6 +49,11 @@ type region struct {
 	Region
 	bytes   []byte
 	mapping *shm.Mapping
+}
+
+func (r *region) free() error {
+	mapped.Add(-int64(len(r.mapping.Bytes())))
+	return r.mapping.Free()
 }
 
 // Map is a guest's memory at one time.
@@ -99,7 +112,7 @@ func (m *Map) With(r Region) (*Map, error) {
 	}
 	more.regions = append(more.regions, opened)
 	if err := more.sort(); err != nil {
-		_ = opened.mapping.Free()
+		_ = opened.free()
 		return nil, err
 	}
 	return more, nil
@@ -143,14 +156,20 @@ func open(r Region) (region, error) {
 	case r.Offset+r.Size > uint64(size):
 		return fail(fmt.Sprintf("the file has only %#x bytes", size))
 	}
-	// Map from the file's start: the offset need not be aligned to the page size, which is the huge one on hugetlbfs.
-	page := shm.PageSize(r.FD)
-	length := (int(r.Offset+r.Size) + page - 1) / page * page
-	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Length: length})
+	// Whole pages are mapped, which are huge ones on hugetlbfs; the region may begin and end within one.
+	page := uint64(shm.PageSize(r.FD))
+	begin := r.Offset / page * page
+	length := (r.Offset + r.Size - begin + page - 1) / page * page
+	if all := mapped.Add(int64(length)); all > maxMapped {
+		mapped.Add(-int64(length))
+		return fail(fmt.Sprintf("%#x bytes of guests' memory are mapped already, at most %#x are possible", all-int64(length), maxMapped))
+	}
+	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Offset: int64(begin), Length: int(length)})
 	if err != nil {
+		mapped.Add(-int64(length))
 		return region{}, fmt.Errorf("%w: %w", ErrRegion, err)
 	}
-	return region{Region: r, bytes: mapping.Bytes()[r.Offset : r.Offset+r.Size], mapping: mapping}, nil
+	return region{Region: r, bytes: mapping.Bytes()[r.Offset-begin:][:r.Size], mapping: mapping}, nil
 }
 
 // View returns n bytes from a guest-physical address; nil unless all of them lie in one region. It is valid until the worker that
@@ -222,7 +241,7 @@ func (m *Map) Revoke() error {
 func (m *Map) Free() error {
 	var errs []error
 	for i := range m.regions {
-		errs = append(errs, m.regions[i].mapping.Free())
+		errs = append(errs, m.regions[i].free())
 	}
 	m.regions = nil
 	return errors.Join(errs...)

@@ -94,8 +94,8 @@ func (m *Mapping) Free() error {
 	return unix.Munmap(b)
 }
 
-// NewMemFD creates a sealed-size anonymous file, the kind of memory that front-ends share.
-// The caller closes the descriptor.
+// NewMemFD creates an anonymous file, the kind of memory that front-ends share. Its size is not sealed, as a hostile one's would
+// not be. The caller closes the descriptor.
 func NewMemFD(name string, size int64) (int, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {

@@ -1,0 +1,131 @@
+package shm
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+)
+
+func TestLoadsAndStores(t *testing.T) {
+	b := mapFD(t, MapOptions{FD: -1, Length: 4096}).Bytes()
+	h, err := View[uint16](b, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := View[uint32](b[64:], 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := View[uint64](b[128:], 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	Store16(&h[1], 0xfedc)
+	Store32(&w[1], 0xfedcba98)
+	Release32(&w[3], 0x89abcdef)
+	Store64(&d[1], 0xfedcba9876543210)
+	if Load16(&h[1]) != 0xfedc || Load32(&w[1]) != 0xfedcba98 || Load32(&w[3]) != 0x89abcdef || Load64(&d[1]) != 0xfedcba9876543210 {
+		t.Errorf("loaded %#x %#x %#x %#x", Load16(&h[1]), Load32(&w[1]), Load32(&w[3]), Load64(&d[1]))
+	}
+	for i, x := range b { // and nothing beside
+		if x != 0 && i != 2 && i != 3 && (i < 68 || i >= 72) && (i < 76 || i >= 80) && (i < 136 || i >= 144) {
+			t.Errorf("byte %d was written: %#x", i, x)
+		}
+	}
+}
+
+// Message passing: who sees the index sees what was written before it.
+func TestReleaseAcquire(t *testing.T) {
+	b := mapFD(t, MapOptions{FD: -1, Length: 8192}).Bytes()
+	index, _ := View[uint16](b, 1)
+	data, _ := View[uint64](b[4096:], 256)
+	const n = 60000
+	var done sync.WaitGroup
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		for i := uint16(1); i <= n; i++ {
+			data[i%256] = uint64(i)
+			Store16(&index[0], i)
+		}
+	}()
+	for seen := uint16(0); seen != n; {
+		seen = Load16(&index[0])
+		// The writer may be ahead by any number of rounds, never behind.
+		if got := data[seen%256]; got < uint64(seen) {
+			t.Fatalf("index %d was seen before its data, which is %d", seen, got)
+		}
+		if seen%64 == 0 {
+			runtime.Gosched() // on one CPU, too
+		}
+	}
+	done.Wait()
+}
+
+// Store buffering: two sides that each publish, fence, and look. At least one must see the other; this is what the
+// sleep sequence and event suppression stand on.
+func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
+	b := mapFD(t, MapOptions{FD: -1, Length: 4 * 4096}).Bytes()
+	x, _ := View[uint16](b, 1)
+	y, _ := View[uint16](b[4096:], 1)
+	gate, _ := View[uint32](b[2*4096:], 2) // which round each side has come to
+	other, _ := View[uint16](b[3*4096:], 1)
+	const rounds = 30000
+	meet := func(me, peer int, round uint32) {
+		Store32(&gate[me], round)
+		for spins := 0; Load32(&gate[peer]) < round; spins++ {
+			if spins > 1000 {
+				runtime.Gosched()
+			}
+		}
+	}
+	var done sync.WaitGroup
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		for i := range uint32(rounds) {
+			meet(1, 0, 2*i+1)
+			Store16(&y[0], uint16(i+1))
+			Fence()
+			Store16(&other[0], Load16(&x[0]))
+			meet(1, 0, 2*i+2)
+		}
+	}()
+	for i := range uint32(rounds) {
+		meet(0, 1, 2*i+1)
+		Store16(&x[0], uint16(i+1))
+		Fence()
+		mine := Load16(&y[0])
+		meet(0, 1, 2*i+2)
+		if mine != uint16(i+1) && Load16(&other[0]) != uint16(i+1) {
+			t.Errorf("round %d: neither side saw the other's store", i)
+			break
+		}
+	}
+	if t.Failed() {
+		Store32(&gate[0], ^uint32(0)) // let the other side run out
+	}
+	done.Wait()
+}
+
+func TestNothingAllocated(t *testing.T) {
+	b := mapFD(t, MapOptions{FD: -1, Length: 4096}).Bytes()
+	h, _ := View[uint16](b, 8)
+	w, _ := View[uint32](b, 8)
+	d, _ := View[uint64](b, 8)
+	fd := eventFD(t)
+	if n := testing.AllocsPerRun(100, func() {
+		Store16(&h[0], Load16(&h[1]))
+		Store32(&w[0], Load32(&w[1]))
+		Release32(&w[2], 1)
+		Store64(&d[0], Load64(&d[1]))
+		Fence()
+		Signal(fd)
+		Drain(fd)
+		if v, err := View[uint64](b, 8); err != nil || len(v) != 8 {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
