@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -53,7 +52,7 @@ func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResu
 	o.QueueSize = defaulted(o.QueueSize, 1024)
 	o.Duration = defaulted(o.Duration, 2*time.Second)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0)))) // two spinning threads, and room for the collector
-	engine, err := newEngine(o.WorkerCPU)
+	engine, err := newEngine(o.WorkerCPU, dataplane.Poll)
 	if err != nil {
 		return nil, err
 	}
@@ -65,13 +64,16 @@ func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResu
 			return nil, err
 		}
 		defer guests[i].Close()
-		if links[i], err = engine.attach(guests[i]); err != nil {
+		if links[i], err = engine.open(guests[i]); err != nil {
 			return nil, err
 		}
 	}
 	macs, err := o.Connect(engine.worker, links)
 	if err != nil {
 		return nil, err
+	}
+	for _, l := range links {
+		engine.add(l)
 	}
 	for i, g := range guests {
 		g.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) {
@@ -164,9 +166,9 @@ type engine struct {
 }
 
 // frames of one worker: the vectors of a round, with room for what waits in rings.
-const engineFrames = 4096
+const engineFrames = 8192
 
-func newEngine(cpu int) (*engine, error) {
+func newEngine(cpu int, idle dataplane.IdlePolicy) (*engine, error) {
 	mapping, err := shm.Map(shm.MapOptions{FD: -1, Length: engineFrames * frame.ChunkSize, Populate: true})
 	if err != nil {
 		return nil, err
@@ -180,14 +182,14 @@ func newEngine(cpu int) (*engine, error) {
 		return nil, err
 	}
 	w, err := dataplane.NewWorker(dataplane.WorkerOptions{
-		Pool: pool, Idle: dataplane.Poll, Start: func() error { return pinning.Apply(cpu) },
+		Pool: pool, Idle: idle, Start: func() error { return pinning.Apply(cpu) },
 	})
 	return &engine{worker: w, memory: mapping}, err
 }
 
-// attach makes a port for a guest, and hands it the guest's rings.
-func (e *engine) attach(g *vnettest.Guest) (*dataplane.Link, error) {
-	l := &dataplane.Link{Name: fmt.Sprintf("guest%d", len(e.links)), Counters: &dataplane.Counters{}}
+// open makes a port for a guest, and hands it the guest's rings.
+func (e *engine) open(g *vnettest.Guest) (*dataplane.Link, error) {
+	l := &dataplane.Link{Name: "guest", Counters: &dataplane.Counters{}}
 	port, err := vnet.New(vnet.Options{Worker: e.worker, Counters: l.Counters})
 	if err != nil {
 		return nil, err
@@ -196,9 +198,13 @@ func (e *engine) attach(g *vnettest.Guest) (*dataplane.Link, error) {
 	if err := g.Attach(port); err != nil {
 		return nil, err
 	}
+	return l, nil
+}
+
+// add makes the worker poll a link, which has its forwarder.
+func (e *engine) add(l *dataplane.Link) {
 	e.links = append(e.links, l)
 	e.worker.Do(func() { e.worker.Add(l) })
-	return l, nil
 }
 
 func (e *engine) start() {

@@ -1,0 +1,139 @@
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/tools/lab/netlab"
+	"github.com/shuntio/shunt/tools/lab/peer"
+	"github.com/shuntio/shunt/tools/need"
+	"github.com/vishvananda/netlink"
+)
+
+// TestGuestToWire compares the whole way from a guest's virtqueue through VXLAN to AF_XDP with DPDK's testpmd that only transmits frames
+// of the same length, by turns, on two queues of one interface with one sink. Turns are short and the ratio is taken pair
+// by pair, because neighbours on the physical machine halve the rates for seconds.
+func TestGuestToWire(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "dpdk-testpmd")
+	ends := veth(t, 2)
+	drop(t, ends[1])
+	var g *GuestToWire
+	err := ends[0].Namespace.Do(func() (err error) {
+		g, err = NewGuestToWire(GuestToWireOptions{Interface: ends[0].Name, WorkerCPU: 1, GuestCPU: 0})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	pmd, err := peer.StartTestpmd(t.Context(), peer.TestpmdOptions{
+		Name: "wire", Namespace: ends[0].Namespace, CPU: 1, Mode: "txonly",
+		Devices: []string{"net_af_xdp0,iface=" + ends[0].Name + ",start_queue=1,queue_count=1,busy_budget=0"},
+		Args:    []string{"--txpkts=114"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pmd.Close()
+	if err := pmd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pmd.Pause(true)
+	rate := func(set func(bool)) float64 {
+		set(true)
+		defer set(false)
+		time.Sleep(5 * time.Millisecond)
+		n, at := transmitted(t, ends[0]), time.Now()
+		time.Sleep(60 * time.Millisecond)
+		return float64(transmitted(t, ends[0])-n) / time.Since(at).Seconds() / 1e6
+	}
+	turns := 40
+	if testing.Short() {
+		turns = 5
+	}
+	var ours, theirs, ratios []float64
+	for range turns {
+		ours = append(ours, rate(g.On))
+		theirs = append(theirs, rate(func(on bool) { pmd.Pause(!on) }))
+		ratios = append(ratios, ours[len(ours)-1]/theirs[len(theirs)-1])
+	}
+	t.Logf("in order: %.2f / %.2f", ours, theirs)
+	for _, r := range dataplane.Reasons() {
+		if a, b := g.Uplink().Drops(r), g.Guest().Drops(r); a+b > 0 {
+			t.Logf("%s: uplink %d, guest %d", r, a, b)
+		}
+	}
+	for _, s := range [][]float64{ours, theirs, ratios} {
+		slices.Sort(s)
+	}
+	t.Logf("guest to wire %.2f Mpps, testpmd txonly %.2f Mpps, ratio %.2f (medians of %d turns)", ours[turns/2], theirs[turns/2], ratios[turns/2], turns)
+	if ratios[turns/2] < 0.85 && !testing.Short() {
+		t.Errorf("ratio %.2f is below 0.85; all: %.2f", ratios[turns/2], ratios)
+	}
+}
+
+// veth makes a pair of interfaces in two namespaces.
+func veth(t *testing.T, queues int) (ends [2]netlab.End) {
+	t.Helper()
+	for i := range ends {
+		ns, err := netlab.NewNamespace(fmt.Sprintf("bench-%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := ns.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		ends[i] = netlab.End{Namespace: ns, Name: fmt.Sprintf("up%d", i), MAC: fmt.Sprintf("02:00:00:00:00:0%d", i+1), MTU: 1600}
+	}
+	if err := netlab.Veth(ends[0], ends[1], queues); err != nil {
+		t.Fatal(err)
+	}
+	return ends
+}
+
+// drop makes an end swallow what it gets before the kernel's stack sees it.
+func drop(t *testing.T, e netlab.End) {
+	t.Helper()
+	const xdpDrop = 1
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpDrop), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	err = e.Namespace.Do(func() error {
+		d, err := netlink.LinkByName(e.Name)
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: d.Attrs().Index, Flags: link.XDPDriverMode})
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// transmitted is the interface's own count.
+func transmitted(t *testing.T, e netlab.End) uint64 {
+	s, err := peer.NetdevStats(e.Namespace, e.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.TxPackets
+}
