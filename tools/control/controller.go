@@ -22,6 +22,10 @@ type Controller struct {
 	log     *slog.Logger
 	started time.Time
 
+	// alive ends with the first Close, so that a change under way gives up.
+	alive context.Context
+	end   context.CancelFunc
+
 	// turn holds one token. Whoever has it may call the engine's changing methods and replace running and failed.
 	turn   chan struct{}
 	closed bool // guarded by turn
@@ -35,6 +39,7 @@ type Controller struct {
 // start, which passed its rules. Apply brings up the rest.
 func New(engine Engine, start *config.Config, log *slog.Logger) *Controller {
 	c := &Controller{engine: engine, log: log, started: time.Now(), turn: make(chan struct{}, 1)}
+	c.alive, c.end = context.WithCancel(context.Background())
 	c.turn <- struct{}{}
 	c.running.Store(&config.Config{Workers: start.Workers, Control: start.Control})
 	c.failed.Store(&[]Change{})
@@ -116,8 +121,8 @@ func (c *Controller) change(ctx context.Context, whole bool, edit func(*config.C
 	if err := sameFixedParts(running, &want); err != nil {
 		return nil, err
 	}
-	// A caller that goes away does not leave half a change behind.
-	r := newReconciler(context.WithoutCancel(ctx), c.engine, running, &want, c.running.Store)
+	// Not ctx: a caller that goes away does not leave half a change behind.
+	r := newReconciler(c.alive, c.engine, running, &want, c.running.Store)
 	changes := r.run()
 	c.remember(changes, whole)
 	return changes, r.err(changes)
@@ -132,8 +137,9 @@ func (c *Controller) Delete(ctx context.Context, kind Kind, name string) ([]Chan
 	return changes, err
 }
 
-// Close ends the controller and the engine with all it holds. Later changes get ErrClosed.
+// Close ends the controller and the engine with all it holds. A change under way gives up, later ones get ErrClosed.
 func (c *Controller) Close(ctx context.Context) error {
+	c.end()
 	if err := c.take(ctx); err != nil {
 		return err
 	}

@@ -133,6 +133,9 @@ func (r *reconciler) err(changes []Change) error {
 
 // call makes one call of the engine.
 func (r *reconciler) call(f func(ctx context.Context) error) error {
+	if r.ctx.Err() != nil {
+		return ErrClosed
+	}
 	ctx, cancel := context.WithTimeout(r.ctx, callTime)
 	defer cancel()
 	return f(ctx)

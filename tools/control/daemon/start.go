@@ -1,0 +1,99 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/api"
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// running is a daemon that was started: what has to be closed, in order of its making.
+type running struct {
+	socket     *api.Listener
+	metrics    net.Listener // nil: none
+	controller *control.Controller
+	api        *api.Server
+	exporter   *http.Server
+	failed     chan error   // of a server
+	ended      <-chan error // of the engine
+}
+
+// start brings the daemon up, or leaves nothing behind.
+func (d *daemon) start(c *config.Config) (_ *running, err error) {
+	r := &running{failed: make(chan error, 2)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	if r.socket, err = api.Listen(c.Control.Socket, c.Control.Group); err != nil {
+		return nil, err
+	}
+	if c.Control.Metrics != "" {
+		if r.metrics, err = net.Listen("tcp", c.Control.Metrics); err != nil {
+			return nil, fmt.Errorf("open the metrics listener: %w: choose another address with control.metrics", err)
+		}
+	}
+	engine, err := d.NewEngine(c, d.log)
+	if err != nil {
+		return nil, err
+	}
+	if e, can := engine.(Ender); can {
+		r.ended = e.Ended()
+	}
+	r.controller = control.New(engine, c, d.log)
+	if _, err = r.controller.Apply(context.Background(), c); err != nil {
+		return nil, err
+	}
+	r.api = api.NewServer(r.controller, d.log)
+	r.serve(func() error { return r.api.Serve(r.socket) })
+	if r.metrics != nil {
+		r.exporter = newExporter(r.controller, d.log)
+		r.serve(func() error {
+			if err := r.exporter.Serve(r.metrics); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve metrics: %w", err)
+			}
+			return nil
+		})
+	}
+	return r, nil
+}
+
+// serve runs a server, and tells when it ended by itself.
+func (r *running) serve(server func() error) {
+	go func() {
+		if err := server(); err != nil {
+			r.failed <- err
+		}
+	}()
+}
+
+// close undoes start, from any point of it, in drainTime and closeTime.
+func (r *running) close() error {
+	var errs []error
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if r.api != nil {
+		errs = append(errs, r.api.Shutdown(drain))
+	}
+	if r.exporter != nil {
+		errs = append(errs, r.exporter.Shutdown(drain))
+	}
+	if r.controller != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+		defer cancel()
+		errs = append(errs, r.controller.Close(ctx))
+	}
+	if r.metrics != nil {
+		_ = r.metrics.Close() // again, where the exporter did it
+	}
+	if r.socket != nil { // last: while it answers, no other shuntd starts
+		errs = append(errs, r.socket.Close())
+	}
+	return errors.Join(errs...)
+}
