@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/vxlan"
+)
+
+// network is a layer 2 segment in service.
+type network struct {
+	config config.Network
+}
+
+func (n *network) flat() bool { return n.config.VNI == 0 && n.config.Uplink != "" }
+
+// AddNetwork implements control.Engine.
+func (e *engine) AddNetwork(_ context.Context, c config.Network) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := &network{config: c}
+	if err := e.setNetwork(n); err != nil {
+		return err
+	}
+	e.networks[c.Name] = n
+	return nil
+}
+
+// UpdateNetwork implements control.Engine. The frames of a network that moves are dropped by nobody in between: it is known to the program of its
+// new uplink before it is forgotten by that of the old one.
+func (e *engine) UpdateNetwork(_ context.Context, c config.Network) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	old := e.networks[c.Name]
+	if old == nil {
+		return fmt.Errorf("network %s: %w", c.Name, control.ErrNotFound)
+	}
+	n := &network{config: c}
+	if err := e.setNetwork(n); err != nil {
+		return err
+	}
+	e.networks[c.Name] = n
+	if old.config.Uplink != c.Uplink || old.config.VNI != c.VNI {
+		return e.unsteer(old)
+	}
+	return nil
+}
+
+// setNetwork gives a network to the switch, and its frames on the wire to the switch.
+func (e *engine) setNetwork(n *network) error {
+	if err := e.fabric.SetNetwork(vxlanNetwork(n)); err != nil {
+		return conflict(err, vxlan.ErrConflict)
+	}
+	u := e.uplinks[n.config.Uplink]
+	if u == nil {
+		return nil
+	}
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	if !n.flat() {
+		return u.program.AddVNI(n.config.VNI, 0)
+	}
+	for _, p := range e.ports {
+		if p.config.Network == n.config.Name {
+			if err := e.steerMAC(n, p.config.MAC); err != nil {
+				return err
+			}
+		}
+	}
+	if err := e.setMulticast(u, true); err != nil {
+		return err
+	}
+	return u.program.SetFlat(true)
+}
+
+// unsteer leaves a network's frames on the wire to the kernel again.
+func (e *engine) unsteer(n *network) error {
+	u := e.uplinks[n.config.Uplink]
+	if u == nil {
+		return nil
+	}
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	if !n.flat() {
+		return u.program.RemoveVNI(n.config.VNI)
+	}
+	errs := []error{u.program.SetFlat(false), e.setMulticast(u, false)}
+	for _, p := range e.ports {
+		if p.config.Network == n.config.Name {
+			errs = append(errs, u.program.RemoveMAC(p.config.MAC))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveNetwork implements control.Engine.
+func (e *engine) RemoveNetwork(_ context.Context, name string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := e.networks[name]
+	if n == nil {
+		return fmt.Errorf("network %s: %w", name, control.ErrNotFound)
+	}
+	delete(e.networks, name)
+	return errors.Join(e.unsteer(n), e.fabric.RemoveNetwork(name))
+}
+
+func vxlanNetwork(n *network) vxlan.Network {
+	c := n.config
+	v := vxlan.Network{
+		Name: c.Name, VNI: c.VNI, Flat: n.flat(), Uplink: c.Uplink, MTU: c.MTU, Learning: c.Learning, Flood: c.Flood,
+	}
+	for _, entry := range c.Entries {
+		v.Entries = append(v.Entries, vxlan.Entry{MAC: wire.MACFrom(entry.MAC), IP: entry.IP, VTEP: entry.VTEP})
+	}
+	return v
+}
