@@ -74,7 +74,7 @@ func (s *Server) routes() http.Handler {
 			if one := k.list(s.controller, r.PathValue("name")); one != nil {
 				return one, nil
 			}
-			return nil, fmt.Errorf("there is no %s %q: %w", k.kind, r.PathValue("name"), control.ErrNotFound)
+			return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("there is no %s %q", k.kind, r.PathValue("name"))}
 		})
 		mux.Handle("PUT /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) { return s.put(r, k) }))
 		mux.Handle("DELETE /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) {
@@ -93,7 +93,7 @@ func (s *Server) stats(r *http.Request) (any, error) {
 	}
 	stats.Objects = slices.DeleteFunc(stats.Objects, func(o control.ObjectStats) bool { return o.Name != name })
 	if len(stats.Objects) == 0 {
-		return nil, fmt.Errorf("nothing named %q counts packets: %w", name, control.ErrNotFound)
+		return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("nothing named %q counts packets", name)}
 	}
 	return stats, nil
 }

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/api"
+)
+
+func (c *command) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show the daemon, its workers and everything it serves", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.with(cmd, func(ctx context.Context, client *api.Client) error {
+				s, err := client.Status(ctx)
+				if err != nil {
+					return err
+				}
+				return c.print(s, func(t *table) { drawStatus(t, s, time.Now()) })
+			})
+		},
+	}
+}
+
+func drawStatus(t *table, s control.Status, now time.Time) {
+	t.line("shuntd %s, process %d, up %s", s.Version, s.PID, span(now.Sub(s.Started)))
+	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS")
+	for _, w := range s.Workers {
+		cpu := fmt.Sprint(w.CPU)
+		if w.CPU < 0 {
+			cpu = "any"
+		}
+		t.row(w.ID, cpu, w.Idle, fmt.Sprintf("%.1f %%", 100*w.Busy), count(w.Rounds), count(w.Sleeps), count(w.Packets))
+	}
+	if len(s.Uplinks) > 0 {
+		drawUplinks(t, s.Uplinks)
+	}
+	if len(s.Networks) > 0 {
+		drawNetworks(t, s.Networks)
+	}
+	if len(s.Ports) > 0 {
+		drawPorts(t, s.Ports)
+	}
+	if len(s.Failed) > 0 {
+		t.head("FAILED", "NAME", "ERROR")
+		for _, f := range s.Failed {
+			t.row(f.Kind, f.Name, f.Error)
+		}
+	}
+}
+
+func drawUplinks(t *table, list []control.UplinkStatus) {
+	t.head("UPLINK", "DEVICE", "STATE", "XDP", "BIND", "QUEUES", "ADDRESS", "MTU", "NEIGHBOURS")
+	for _, u := range list {
+		address := ""
+		if u.Address.IsValid() {
+			address = u.Address.String()
+		}
+		t.row(u.Name, or(u.Interface, u.VhostUser), state(u.State, u.Reason), u.XDP, u.Bind, u.Queues, address, u.MTU, u.Neighbours)
+	}
+}
+
+func drawNetworks(t *table, list []control.NetworkStatus) {
+	t.head("NETWORK", "VNI", "UPLINK", "MTU", "LEARNING", "PORTS", "STATIC", "LEARNED")
+	for _, n := range list {
+		vni := ""
+		switch {
+		case n.VNI != 0:
+			vni = fmt.Sprint(n.VNI)
+		case n.Uplink != "":
+			vni = "flat"
+		}
+		t.row(n.Name, vni, n.Uplink, n.MTU, yes(n.Learning), n.Ports, n.Static, n.Learned)
+	}
+}
+
+func drawPorts(t *table, list []control.PortStatus) {
+	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKER", "SOCKET")
+	for _, p := range list {
+		mac := ""
+		if !p.MAC.IsZero() {
+			mac = p.MAC.String()
+		}
+		t.row(p.Name, p.Network, state(p.State, p.Reason), mac, p.Ring, p.Queues, p.Worker, p.Socket)
+	}
+}
+
+func state(s control.State, reason string) string {
+	if reason != "" {
+		return fmt.Sprintf("%s (%s)", s, reason)
+	}
+	return string(s)
+}
+
+func (c *command) get() *cobra.Command {
+	get := &cobra.Command{
+		Use: "get", Short: "Show configured objects and their state", Args: cobra.NoArgs,
+		Long: "get shows configured objects and their state; with -o json the running configuration of each, too.",
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{fmt.Errorf("get what? uplinks, networks or ports")}
+		},
+	}
+	get.AddCommand(
+		getObjects(c, control.KindUplink, (*api.Client).Uplinks, (*api.Client).Uplink, drawUplinks),
+		getObjects(c, control.KindNetwork, (*api.Client).Networks, (*api.Client).Network, drawNetworks),
+		getObjects(c, control.KindPort, (*api.Client).Ports, (*api.Client).Port, drawPort),
+	)
+	return get
+}
+
+// drawPort adds to one port what is too long for a table of many.
+func drawPort(t *table, list []control.PortStatus) {
+	drawPorts(t, list)
+	if len(list) == 1 && len(list[0].Features) > 0 {
+		t.line("\nfeatures: %s", strings.Join(list[0].Features, " "))
+	}
+}
+
+func getObjects[C, S any](c *command, kind control.Kind,
+	all func(*api.Client, context.Context) ([]api.Object[C, S], error),
+	one func(*api.Client, context.Context, string) (api.Object[C, S], error),
+	draw func(*table, []S),
+) *cobra.Command {
+	return &cobra.Command{
+		Use: string(kind) + "s [NAME]", Aliases: []string{string(kind)}, Short: "Show all " + string(kind) + "s, or one",
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.names(kind),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.with(cmd, func(ctx context.Context, client *api.Client) error {
+				var value any
+				var list []api.Object[C, S]
+				var err error
+				if len(args) == 0 {
+					list, err = all(client, ctx)
+					value = list
+				} else {
+					var o api.Object[C, S]
+					o, err = one(client, ctx, args[0])
+					list, value = []api.Object[C, S]{o}, o
+				}
+				if err != nil {
+					return err
+				}
+				var states []S
+				for _, o := range list {
+					if o.Status != nil {
+						states = append(states, *o.Status)
+					}
+				}
+				return c.print(value, func(t *table) { draw(t, states) })
+			})
+		},
+	}
+}
+
+// names completes a first argument with the names of a kind of object, by asking the daemon.
+func (c *command) names(kind control.Kind) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		var names []string
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		_ = c.with(cmd, func(ctx context.Context, client *api.Client) error { // without a daemon there are none
+			running, err := client.Config(ctx)
+			if err != nil {
+				return err
+			}
+			for _, u := range running.Uplinks {
+				if kind == control.KindUplink {
+					names = append(names, u.Name)
+				}
+			}
+			for _, n := range running.Networks {
+				if kind == control.KindNetwork {
+					names = append(names, n.Name)
+				}
+			}
+			for _, p := range running.Ports {
+				if kind == control.KindPort {
+					names = append(names, p.Name)
+				}
+			}
+			return nil
+		})
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
