@@ -119,6 +119,9 @@ func (p *port) judge(head []byte, length int, tick uint32) (dataplane.Reason, bo
 			return why, false
 		}
 	}
+	if length <= nw.maxFrame && !nw.dropTagged {
+		return 0, true
+	}
 	return nw.admits(head, length)
 }
 

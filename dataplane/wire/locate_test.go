@@ -107,8 +107,8 @@ func FuzzLocate(f *testing.F) {
 		&layers.IPv6{Version: 6, SrcIP: ip6A, DstIP: ip6B, NextHeader: 6}, &layers.TCP{SrcPort: 7, DataOffset: 5}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l := Locate(b)
-		if FlowHash(b, 1) == 0 {
-			t.Fatal("hash of zero means none")
+		if h := FlowHash(b, 1); h == 0 || h != FlowHashAt(b, l, 1) {
+			t.Fatalf("hash %d, the long way %d; zero means none", h, FlowHashAt(b, l, 1))
 		}
 		if l.Transport != 0 && l.Network == 0 || l.Transport != 0 && l.Broken {
 			t.Fatalf("%+v", l)
