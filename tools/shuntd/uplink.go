@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync"
 
 	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/packet"
 	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/tools/control"
@@ -25,6 +27,8 @@ type uplink struct {
 	program *bpf.Program
 	steer   sync.Mutex // program and vtep: the controller's and the resolver's goroutines change them
 	vtep    netip.Addr // as the program knows it
+	// complete: the first configuration is in place; settled: the program was told.
+	complete, settled bool
 	queues  []*uplinkQueue
 	resolve *resolver
 	// multicast is there while a flat network uses the uplink.
@@ -36,6 +40,10 @@ type uplinkQueue struct {
 	port   *xsk.Port
 	socket *xsk.Socket
 }
+
+// maxMTU is the longest packet of an uplink that fits one chunk in both directions. The tighter one is transmission: a guest's frame begins
+// behind the headroom and up to seven cache lines (frame.Headroom), with its Ethernet header.
+const maxMTU = frame.ChunkSize - frame.Headroom - 7*64 - 14
 
 // AddUplink implements control.Engine.
 func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
@@ -89,6 +97,9 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	e.uplinks[c.Name] = u
 	e.log.Info("uplink in service", "uplink", c.Name, "interface", c.Interface, "xdp", u.program.Mode(), "zerocopy", u.zeroCopy(),
 		"queues", len(u.queues), "address", u.resolve.Local().Address)
+	if u.device.MTU > maxMTU {
+		e.log.Warn("uplink carries packets no longer than one frame of memory", "uplink", c.Name, "mtu", u.device.MTU, "carried", maxMTU)
+	}
 	if why := u.program.NativeRefused(); why != nil {
 		e.log.Warn("uplink has a generic XDP program, which is slower", "uplink", c.Name, "reason", why)
 	}
@@ -174,6 +185,13 @@ type steered struct {
 	uplink *uplink
 }
 
+// Local implements vxlan.Resolver. A packet has to fit one chunk, whatever more the interface could carry.
+func (s *steered) Local() vxlan.Local {
+	l := s.resolver.Local()
+	l.MTU = min(l.MTU, maxMTU)
+	return l
+}
+
 // Notify implements vxlan.Resolver.
 func (s *steered) Notify(changed func()) {
 	s.resolver.Notify(func() {
@@ -198,6 +216,31 @@ func (e *engine) follow(u *uplink) {
 			_ = u.program.RemoveVTEP(u.vtep)
 		}
 		u.vtep = local.Address
+	}
+	u.settle(e.log)
+}
+
+// Settle implements daemon.Settler.
+func (e *engine) Settle() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, u := range e.uplinks {
+		u.steer.Lock()
+		u.complete = true
+		u.settle(e.log)
+		u.steer.Unlock()
+	}
+}
+
+// settle lets the kernel have what a killed predecessor took and we do not: once the configuration is complete and our
+// own tunnel endpoint known, so that there is no gap in which the kernel would answer what is ours. With steer held.
+func (u *uplink) settle(log *slog.Logger) {
+	if !u.complete || u.settled || !u.vtep.IsValid() {
+		return
+	}
+	u.settled = true
+	if err := u.program.Settle(); err != nil {
+		log.Warn("cannot forget what an earlier shuntd steered", "uplink", u.config.Name, "reason", err)
 	}
 }
 

@@ -60,6 +60,12 @@ type Ender interface {
 	Ended() <-chan error
 }
 
+// A Settler is an engine that wants to know when it holds the whole first configuration: what a killed predecessor left and nobody
+// asked for again can go.
+type Settler interface {
+	Settle()
+}
+
 // Main runs the daemon until it is told to stop, and returns its exit status.
 func Main(o Options) int {
 	if o.Stdout == nil {

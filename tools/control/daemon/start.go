@@ -50,6 +50,9 @@ func (d *daemon) start(c *config.Config) (_ *running, err error) {
 	if _, err = r.controller.Apply(context.Background(), c); err != nil {
 		return nil, err
 	}
+	if e, can := engine.(Settler); can {
+		e.Settle()
+	}
 	r.api = api.NewServer(r.controller, d.log)
 	r.serve(func() error { return r.api.Serve(r.socket) })
 	if r.metrics != nil {
