@@ -113,24 +113,24 @@ func (q *Device) Next(c *Chain) error {
 // it cannot serve it now.
 func (q *Device) Back() { q.availNext-- }
 
-// walk follows a chain from its first descriptor. It ends, whatever the driver wrote, because each step counts against the length
-// of the table it walks in (virtio 1.2, 2.7.5.3: a loop is a driver's error).
-func (q *Device) walk(c *Chain, d desc) error {
-	table := q.desc
+// walk follows a chain from its first descriptor: descriptors of the queue's table, of which the last may stand for an indirect table
+// (virtio 1.2, 2.7.5.3.2). It ends, whatever the driver wrote, because each step counts against the length of the table it walks in, and
+// soon, because it counts against the room of c, too: an indirect table may be long, and full of empty buffers.
+func (q *Device) walk(c *Chain, d desc) (err error) {
 	c.views = c.views[:0]
-	readable := 0
-	if d.flags&descIndirect != 0 {
-		var err error
-		if table, err = q.indirectTable(d); err != nil {
-			return err
+	table, left := q.desc, min(len(q.desc), cap(c.views))
+	readable, writing, inside := 0, false, false
+	for {
+		if d.flags&descIndirect != 0 && !inside {
+			if table, err = q.indirectTable(d); err != nil {
+				return err
+			}
+			d, left, inside = table[0], min(len(table), cap(c.views)), true
 		}
-		d = table[0]
-	}
-	for steps := 1; ; steps++ {
 		switch {
 		case d.flags&descIndirect != 0:
 			return fmt.Errorf("%w: it holds another one", ErrIndirect)
-		case d.flags&descWrite == 0 && readable != len(c.views):
+		case d.flags&descWrite == 0 && writing:
 			return fmt.Errorf("%w: readable buffer behind a writable one", ErrChain)
 		}
 		if err := q.translate(c, d); err != nil {
@@ -138,12 +138,14 @@ func (q *Device) walk(c *Chain, d desc) error {
 		}
 		if d.flags&descWrite == 0 {
 			readable = len(c.views)
+		} else {
+			writing = true
 		}
 		if d.flags&descNext == 0 {
 			break
 		}
-		if steps >= len(table) {
-			return fmt.Errorf("%w: longer than its table of %d", ErrChain, len(table))
+		if left--; left == 0 {
+			return fmt.Errorf("%w: longer than its table of %d, or than %d buffers", ErrChain, len(table), cap(c.views))
 		}
 		if int(d.next) >= len(table) {
 			return fmt.Errorf("%w: next is %d in a table of %d", ErrHead, d.next, len(table))
@@ -195,6 +197,10 @@ func (q *Device) translate(c *Chain, d desc) error {
 		}
 	}
 }
+
+// Rewind returns to the avail ring what was taken and not published, completed or not: the driver has seen nothing of it. It is
+// for a device that was interrupted between Next and Publish.
+func (q *Device) Rewind() { q.availNext, q.usedNext = q.usedShown, q.usedShown }
 
 // Complete gives a chain back, n bytes of it written. The driver sees it after Publish.
 func (q *Device) Complete(head uint16, n uint32) {
