@@ -22,7 +22,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"networks: [{name: blue}]\n", "shunt.yaml: the configuration is good\n", 0},
 		{"networks: [{name: Blue}]\n", `shunt.yaml:1:19: networks[0].name: "Blue" is not a name`, 2},
-		{"networks: [{name: blue]\n", "shunt.yaml:1:12: this is not YAML: ", 2},
+		{"networks: [{name: blue]\n", "shunt.yaml:1:23: this is not YAML: ", 2},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, "shunt.yaml"), []byte(test.text), 0o600); err != nil {
 			t.Fatal(err)
