@@ -140,9 +140,9 @@ func (k *checker) ports() {
 		mac     MAC
 	}
 	stations := map[station]string{}
-	known := map[string]bool{}
+	networks := map[string]Network{}
 	for i, n := range k.c.Networks {
-		known[n.Name] = true
+		networks[n.Name] = n
 		for j, e := range n.Entries {
 			stations[station{n.Name, e.MAC}] = fmt.Sprintf("networks[%d].entries[%d]", i, j)
 		}
@@ -151,11 +151,14 @@ func (k *checker) ports() {
 		at := fmt.Sprintf("ports[%d]", i)
 		k.name(at+".name", p.Name, names)
 		k.port(at, p)
-		switch {
+		switch _, known := networks[p.Network]; {
 		case p.Network == "":
 			k.fail(at+".network", "the network is missing: name the one that the port is in")
-		case !known[p.Network]:
+		case !known:
 			k.fail(at+".network", "there is no network %s", quote(p.Network))
+		}
+		if n := networks[p.Network]; n.Uplink != "" && n.VNI == 0 && p.MAC.IsZero() && !k.given(at+".mac") {
+			k.fail(at, "a port of a flat network needs its mac, by which its frames are found on the uplink: give it")
 		}
 		if !p.MAC.IsZero() {
 			if first, twice := stations[station{p.Network, p.MAC}]; twice {

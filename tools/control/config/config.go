@@ -83,7 +83,7 @@ type Network struct {
 // Entry is a static forwarding entry: MAC lives behind VTEP.
 type Entry struct {
 	MAC  MAC        `json:"mac"`
-	IP   netip.Addr `json:"ip,omitzero"`   // answered for in ARP and ND; absent: not answered for
+	IP   netip.Addr `json:"ip,omitzero"`   // shown in the FDB; ARP and ND are not answered by this version
 	VTEP netip.Addr `json:"vtep,omitzero"` // absent, in a flat network only: behind the uplink
 }
 

@@ -239,6 +239,7 @@ func TestBadValues(t *testing.T) {
 		{"port mac of entry", network("entries: [{mac: 52:54:00:00:00:01, vtep: 192.0.2.2}]\n") + "ports: [{name: p1, network: blue, socket: /run/a, mac: @52:54:00:00:00:01}]\n", "is also that of networks[0].entries[0] in network blue"},
 		{"anti-spoof", net + "ports: [{name: p1, network: blue, socket: /run/a, anti-spoof: @true}]\n", "ports[0].anti-spoof: this needs to know the port's address"},
 		{"anti-spoof absent", net + "ports: [@{name: p1, network: blue, socket: /run/a}]\n", "ports[0].anti-spoof: this needs to know the port's address"},
+		{"port in flat network", up + "networks: [{name: blue, uplink: up0}]\nports: [@{name: p1, network: blue, socket: /run/a, anti-spoof: false}]\n", "ports[0]: a port of a flat network needs its mac"},
 		{"ips", port("ips: [@10.0.0.1/24]\n"), `ports[0].ips[0]: "10.0.0.1/24" is not an IP address`},
 		{"ips number", port("ips: [@10]\n"), `"10" is not an IP address`},
 		{"ips twice", port("ips: [10.0.0.1, @10.0.0.1]\n"), "10.0.0.1 is in the list before"},
