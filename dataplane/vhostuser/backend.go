@@ -182,10 +182,10 @@ func hungUp(c *net.UnixConn) bool {
 
 func (b *Backend) turnAway(c *net.UnixConn) {
 	pid, uid := peer(c)
-	_ = c.Close()
 	b.mu.Lock()
 	b.counts.TurnedAway++
 	b.mu.Unlock()
+	_ = c.Close() // after it was counted: whoever sees the end finds the count
 	b.log.write(slog.LevelWarn, "vhost-user front-end turned away: another one is connected", "pid", pid, "uid", uid)
 }
 

@@ -119,7 +119,7 @@ func TestErrorsAreToldOnce(t *testing.T) {
 
 func TestSocketFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	b, err := Listen(Options{Path: path, Mode: 0o640}, newFake(t))
+	b, err := Listen(Options{Path: path, Mode: 0o640, Log: slog.New(slog.DiscardHandler)}, newFake(t))
 	must(t, err)
 	info, err := os.Lstat(path)
 	must(t, err)
