@@ -9,11 +9,7 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +18,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/lab/netlab"
 )
 
@@ -64,7 +61,7 @@ type Options struct {
 // Daemon is a shuntd that runs or ran.
 type Daemon struct {
 	o      Options
-	client *http.Client
+	client *api.Client
 	log    string          // of earlier processes
 	p      *netlab.Process // the last one; nil before the first
 }
@@ -72,13 +69,12 @@ type Daemon struct {
 // New prepares a daemon; nothing runs before Start.
 func New(o Options) *Daemon {
 	d := &Daemon{o: o}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", d.Socket())
-	}
-	// Without kept connections each request shows who answers now.
-	d.client = &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	d.client = api.NewClient(d.Socket())
 	return d
 }
+
+// API is a client of the daemon's API.
+func (d *Daemon) API() *api.Client { return d.client }
 
 // Socket is the path of the control socket.
 func (d *Daemon) Socket() string { return filepath.Join(d.o.Dir, d.o.Name+".sock") }
@@ -98,7 +94,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("it does not answer after %v", startTime))
 	defer cancel()
 	for {
-		_, err := d.Status(ctx)
+		_, err := d.client.Status(ctx)
 		if err == nil {
 			return nil
 		}
@@ -204,21 +200,9 @@ func (d *Daemon) Log() string {
 	return d.log + d.p.Output()
 }
 
-// Status asks for GET /v1/status.
-func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
-	var status control.Status
-	return status, d.get(ctx, "/v1/status", &status)
-}
-
-// Stats asks for GET /v1/stats.
-func (d *Daemon) Stats(ctx context.Context) (control.Stats, error) {
-	var stats control.Stats
-	return stats, d.get(ctx, "/v1/stats", &stats)
-}
-
 // Counters are those of one object.
 func (d *Daemon) Counters(ctx context.Context, kind control.Kind, name string) (control.Counters, error) {
-	stats, err := d.Stats(ctx)
+	stats, err := d.client.Stats(ctx, name)
 	if err != nil {
 		return control.Counters{}, err
 	}
@@ -234,7 +218,7 @@ func (d *Daemon) Counters(ctx context.Context, kind control.Kind, name string) (
 func (d *Daemon) WaitPort(ctx context.Context, name string, want control.State) error {
 	var last control.PortStatus
 	for {
-		status, err := d.Status(ctx)
+		status, err := d.client.Status(ctx)
 		if err != nil {
 			return err
 		}
@@ -252,41 +236,4 @@ func (d *Daemon) WaitPort(ctx context.Context, name string, want control.State) 
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-}
-
-func (d *Daemon) get(ctx context.Context, path string, into any) error {
-	body, err := d.Request(ctx, http.MethodGet, path, "")
-	if err == nil {
-		err = json.Unmarshal(body, into)
-	}
-	if err != nil {
-		return fmt.Errorf("GET %s of %s: %w", path, d.o.Name, err)
-	}
-	return nil
-}
-
-// APIError is an answer of the API other than success.
-type APIError struct {
-	Code int
-	Body string
-}
-
-func (e *APIError) Error() string { return fmt.Sprintf("HTTP status %d: %s", e.Code, e.Body) }
-
-// Request sends any request to the API and returns the body of the answer.
-func (d *Daemon) Request(ctx context.Context, method, path, body string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://shuntd"+path, strings.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	response, err := d.client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode/100 != 2 {
-		err = &APIError{response.StatusCode, string(text)}
-	}
-	return text, err
 }

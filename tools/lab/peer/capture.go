@@ -118,10 +118,10 @@ var checks = []string{
 }
 
 // Decode lets tshark read a capture and returns the named fields of the
-// packets that pass a display filter, one row a packet. A field that occurs
-// in the outer and in the inner headers has both values, joined by a comma.
+// packets that pass a display filter, one row a packet. Of a field that occurs
+// in the outer and in the inner headers it is the outer one.
 func Decode(ctx context.Context, path, filter string, fields ...string) ([][]string, error) {
-	args := append([]string{"-r", path, "-n", "-T", "fields", "-E", "separator=|"}, checks...)
+	args := append([]string{"-r", path, "-n", "-T", "fields", "-E", "separator=|", "-E", "occurrence=f"}, checks...)
 	if filter != "" {
 		args = append(args, "-Y", filter)
 	}
