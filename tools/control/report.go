@@ -181,11 +181,14 @@ const (
 	FDBLearned FDBOrigin = "learned"
 )
 
-// Version is that of the running program, as the go command stamped it.
+// Version is that of the running program, as the go command stamped it: a release, else the revision it was built from.
 func Version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "unknown"
+	}
+	if i := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "vcs.revision" }); i >= 0 && info.Main.Version == "(devel)" {
+		return "devel-" + info.Settings[i].Value
 	}
 	return info.Main.Version
 }
