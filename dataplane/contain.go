@@ -12,6 +12,16 @@ type memoryFault interface {
 	Addr() uintptr
 }
 
+// FaultAddress takes the address out of what recover returned, if that is a fault of memory and nothing else. It is for those
+// who set something up in a guest's memory, whose worker does not know that it is that guest's yet.
+func FaultAddress(recovered any) (address uintptr, ok bool) {
+	fault, ok := recovered.(memoryFault)
+	if !ok {
+		return 0, false
+	}
+	return fault.Addr(), true
+}
+
 // contain is deferred around everything that touches memory shared with a guest. A guest may truncate the file behind its memory at any time;
 // the fault that follows is its own affair: its port goes out of service, the frames in flight are dropped with a reason, the other
 // ports go on. A fault anywhere else is our bug, and goes on as the panic it is. l is the link being served, or nil.
@@ -20,8 +30,7 @@ func (w *Worker) contain(l *Link) {
 	if r == nil {
 		return
 	}
-	fault, ok := r.(memoryFault)
-	if !ok || !w.blame(fault.Addr()) {
+	if address, ok := FaultAddress(r); !ok || !w.blame(address) {
 		panic(r)
 	}
 	w.stats.Faults.Add(1)

@@ -140,6 +140,9 @@ func (w *Worker) Unwatch(fd int) {
 	}
 }
 
+// Watched is how many files end the worker's sleep, its mailbox's among them. Only within Do, or of a worker that does not run.
+func (w *Worker) Watched() int { return len(w.wake) }
+
 // Arm, Pending and Disarm pass the sleep sequence on to the link's port.
 func (l *Link) Arm() (limit time.Duration) {
 	defer l.worker.contain(l)

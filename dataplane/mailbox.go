@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -18,6 +19,7 @@ type mailbox struct {
 
 	mu      sync.Mutex
 	running bool
+	closed  bool // event is gone, and its number may be another file's
 	letters []letter
 }
 
@@ -36,13 +38,17 @@ func (m *mailbox) open() (err error) {
 
 // Do runs fn on the worker between two rounds and returns when it is done. What held in rounds that began before, such as a
 // view of memory or a link, is held by no round any more: this is the grace point. Before Run and after its end fn
-// runs on the caller. Never call it from the worker itself.
+// runs on the caller. Never call it from the worker itself, nor from within another fn.
+//
+// If fn faults on the memory of one of the worker's guests, it ends there and Do returns as always: a caller that must know sets its
+// result to an error first.
 func (w *Worker) Do(fn func()) {
 	m := &w.mailbox
 	m.mu.Lock()
 	if !m.running {
 		defer m.mu.Unlock()
-		fn()
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // it is the goroutine's; Run set it on the worker's
+		w.perform(fn)
 		return
 	}
 	l := letter{fn: fn, done: make(chan struct{})}
@@ -56,7 +62,24 @@ func (w *Worker) Do(fn func()) {
 }
 
 // ring ends the worker's sleep.
-func (m *mailbox) ring() { shm.Signal(m.event) }
+func (m *mailbox) ring() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		shm.Signal(m.event)
+	}
+}
+
+// close gives the eventfd back. Whoever rings afterwards rings nobody.
+func (m *mailbox) close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	return unix.Close(m.event)
+}
 
 // empty does what was asked. On the worker.
 func (m *mailbox) empty(w *Worker) {
@@ -70,11 +93,16 @@ func (m *mailbox) empty(w *Worker) {
 	}
 }
 
-// carryOut does one letter. Setting up a ring reads guest memory, so a fault is contained here, too.
+// carryOut does one letter.
 func (w *Worker) carryOut(l letter) {
 	defer close(l.done)
+	w.perform(l.fn)
+}
+
+// perform calls fn. Setting up a ring reads guest memory, so a fault is contained here, too.
+func (w *Worker) perform(fn func()) {
 	defer w.contain(nil)
-	l.fn()
+	fn()
 }
 
 func (m *mailbox) enter() {
@@ -83,10 +111,17 @@ func (m *mailbox) enter() {
 	m.mu.Unlock()
 }
 
-// leave does the last mail; from now on callers of Do serve themselves.
+// leave does the last mail; from then on callers of Do serve themselves. They do so only when no letter is left or under way, since two
+// functions at once would be two workers.
 func (m *mailbox) leave(w *Worker) {
-	m.mu.Lock()
-	m.running = false
-	m.mu.Unlock()
-	m.empty(w)
+	for {
+		m.mu.Lock()
+		if len(m.letters) == 0 {
+			m.running = false
+			m.mu.Unlock()
+			return
+		}
+		m.mu.Unlock()
+		m.empty(w)
+	}
 }

@@ -32,11 +32,16 @@ type Source interface {
 type Port interface {
 	// Receive takes frames from the pool, fills them, and returns how many slots of into it set. The slots are nil on
 	// entry, and each is set before the guest's memory is touched for it, so that a fault loses no frame.
+	//
+	// A guest that takes its memory away ends Receive and Transmit at any instruction that touches it (see contain). What is still in a
+	// vector's slot then is dropped and counted by the worker.
 	Receive(into []*frame.Frame, pool *frame.Pool) int
 	// Release ends what Receive began: bodies of received frames are no longer looked at, and their buffers go back.
 	Release()
 	// Transmit takes frames in order. It keeps a frame beyond the call by setting its slot to nil; the caller
-	// recycles the others. What it can't take it drops and counts.
+	// recycles the others. What it can't take it drops and counts. The frames' bodies are memory of another port's guest: after a fault
+	// there, all frames that were not kept count as dropped, and the next call finds the port as if this one had kept no more than
+	// it had finished with.
 	Transmit(frames []*frame.Frame, pool *frame.Pool)
 	// Flush, Arm, Pending and Disarm are as in Source.
 	Flush()
@@ -50,8 +55,9 @@ type Port interface {
 
 // Forwarder decides where the frames of one link go.
 type Forwarder interface {
-	// Forward takes every frame of the vector, sets its slot to nil, and hands it to w.Send or w.Drop. What it decides
-	// it decides on the frame's head alone.
+	// Forward takes every frame of the vector, sets its slot to nil, and then hands it to w.Send or w.Drop. What it decides
+	// it decides on the frame's head alone. Whatever touches a body (Gather, Send of a clone) comes while the frame is still in
+	// its slot: it may fault, and a frame that is in no slot then is lost to the pool.
 	Forward(w *Worker, from *Link, frames []*frame.Frame)
 }
 

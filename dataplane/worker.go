@@ -121,8 +121,8 @@ func (w *Worker) Stop() {
 	w.mailbox.ring()
 }
 
-// Close frees what the worker holds of the kernel, after Run returned (or was never called) and the last Do.
-func (w *Worker) Close() error { return unix.Close(w.mailbox.event) }
+// Close frees what the worker holds of the kernel, after Run returned (or was never called).
+func (w *Worker) Close() error { return w.mailbox.close() }
 
 // Round is one turn of the loop: mail, every source, flush. It returns how much work there was. Run calls it; tests that drive
 // a worker by hand do, too.

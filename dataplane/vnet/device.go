@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/virtq"
@@ -34,15 +35,18 @@ func (p *Port) Offer() vhostuser.Offer {
 func (p *Port) SetFeatures(features uint64) error {
 	p.features = features
 	p.update(func(s *State) { s.Features = features })
-	p.worker.Do(func() {
-		p.merge = features&FeatureMrgRxbuf != 0
-		p.csum = features&FeatureCsum != 0
-		p.header = maxHeader
-		if features&(FeatureVersion1|FeatureMrgRxbuf) == 0 {
-			p.header = legacyHeader
-		}
-	})
+	p.worker.Do(func() { p.negotiated(features) })
 	return nil
+}
+
+// negotiated sets what the features mean for the worker. A front-end that never tells any has a driver without.
+func (p *Port) negotiated(features uint64) {
+	p.merge = features&FeatureMrgRxbuf != 0
+	p.csum = features&FeatureCsum != 0
+	p.header = maxHeader
+	if features&(FeatureVersion1|FeatureMrgRxbuf) == 0 {
+		p.header = legacyHeader
+	}
 }
 
 // SetMTU implements vhostuser.MTUSetter.
@@ -115,7 +119,7 @@ func (p *Port) discard(m *guestmem.Map) error {
 // StartVring implements vhostuser.Device.
 func (p *Port) StartVring(c vhostuser.VringConfig) (err error) {
 	p.worker.Do(func() {
-		err = errors.New("its rings are not in memory that can be read") // stays, if reading them faults
+		defer p.unreadable(&err)
 		err = p.start(c)
 	})
 	if err != nil {
@@ -123,6 +127,19 @@ func (p *Port) StartVring(c vhostuser.VringConfig) (err error) {
 	}
 	p.update(func(s *State) { s.Running, s.Failed = true, nil })
 	return nil
+}
+
+// unreadable is deferred around start, which reads and writes the rings, also of a port that its worker does not poll yet.
+func (p *Port) unreadable(err *error) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	address, ok := dataplane.FaultAddress(r)
+	if !ok || !p.Fault(address) {
+		panic(r)
+	}
+	*err = p.State().Failed
 }
 
 // start runs on the worker.
@@ -169,6 +186,9 @@ func (p *Port) watch(q *queue, c vhostuser.VringConfig) {
 func (p *Port) UpdateVring(c vhostuser.VringConfig) error {
 	p.worker.Do(func() {
 		q := p.queue(c.Index)
+		if q.ring == nil {
+			return // the port has failed meanwhile
+		}
 		if q.kick >= 0 {
 			p.worker.Unwatch(q.kick)
 			q.kick = -1
@@ -186,6 +206,7 @@ func (p *Port) StopVring(index int) (base uint32, err error) {
 	p.worker.Do(func() {
 		q := p.queue(index)
 		if q.ring != nil {
+			q.ring.Rewind() // in case of a Transmit that another guest's memory cut off
 			base = uint32(q.ring.Base())
 		}
 		p.halt(q)
@@ -203,14 +224,11 @@ func (p *Port) queue(index int) *queue {
 }
 
 // Reset implements vhostuser.Device.
-func (p *Port) Reset() error {
-	p.features = 0
-	return nil
-}
+func (p *Port) Reset() error { return p.SetFeatures(0) }
 
 // Disconnected implements vhostuser.Device.
 func (p *Port) Disconnected() {
-	p.features = 0
+	_ = p.SetFeatures(0)
 	p.update(func(s *State) { *s = State{Failed: s.Failed} })
 	_ = p.discard(p.swap(nil))
 }

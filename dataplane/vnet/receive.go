@@ -28,6 +28,7 @@ func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 	chains = min(chains, len(into), pool.Len())
 	bytes, taken := 0, 0
 	for ; taken < chains; taken++ {
+		p.taking = taken + 1
 		f := into[n]
 		if f == nil {
 			f = pool.Get()
@@ -53,6 +54,7 @@ func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 		pool.Put(into[n])
 		into[n] = nil
 	}
+	p.taking = 0
 	if taken > 0 {
 		p.counters.RxPackets.Add(uint64(taken))
 		p.counters.RxBytes.Add(uint64(bytes))
@@ -71,13 +73,16 @@ func (p *Port) take(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok
 			return drop, false
 		}
 		data := buffer[p.header:]
-		if len(data) <= frame.HeadLen {
+		switch {
+		case len(data) <= frame.HeadLen:
 			copy(f.Append(len(data)), data)
-		} else {
+		case len(data) <= frame.MaxLen:
 			copy(f.Append(frame.HeadLen), data)
 			p.borrow(f, data[frame.HeadLen:])
+		default:
+			return DropTooLong, false
 		}
-		return 0, p.judged(f)
+		return DropFarChecksum, p.judged(f)
 	}
 	return p.takePieces(f, buffers)
 }
@@ -118,12 +123,12 @@ func (p *Port) takePieces(f *frame.Frame, buffers [][]byte) (drop dataplane.Reas
 		p.bodies = append(p.bodies, b)
 		length += len(b)
 	}
-	if length > frame.MaxLen {
+	if f.HeadLen()+length > frame.MaxLen {
 		p.bodies = p.bodies[:first]
 		return DropTooLong, false
 	}
 	f.Borrow(p.bodies[first:], length)
-	return 0, p.judged(f)
+	return DropFarChecksum, p.judged(f)
 }
 
 // rest cuts n bytes off the first buffer. The slice is the chain's, which is ours until the next one is taken.

@@ -20,12 +20,13 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 		p.counters.Drop(DropGuestNotReady, len(frames))
 		return
 	}
+	q.ring.Rewind() // what a call left that the memory of a frame's sender cut off
 	packets, bytes := 0, 0
 	for i, f := range frames {
 		chains, err := q.ring.Available()
 		if err != nil {
 			p.fail(err)
-			p.counters.Drop(DropGuestNotReady, len(frames)-i)
+			p.counters.Drop(DropGuestNotReady, packets+len(frames)-i) // with those not published yet
 			return
 		}
 		if chains == 0 {
@@ -34,13 +35,13 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 		}
 		if err := q.ring.Next(q.chain); err != nil {
 			p.fail(err)
-			p.counters.Drop(DropGuestNotReady, len(frames)-i)
+			p.counters.Drop(DropGuestNotReady, packets+len(frames)-i) // with those not published yet
 			return
 		}
 		drop, ok := p.put(f)
 		if !ok {
 			if q.ring == nil { // put failed the port
-				p.counters.Drop(drop, len(frames)-i)
+				p.counters.Drop(drop, packets+len(frames)-i)
 				return
 			}
 			p.counters.Drop(drop, 1)

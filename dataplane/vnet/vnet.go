@@ -47,7 +47,7 @@ var (
 	DropBadHeader     = dataplane.NewReason("bad-virtio-header", "the guest's virtio-net header is short or asks for an offload it did not negotiate")
 	DropTooLong       = dataplane.NewReason("too-long", "the guest's frame is longer than any frame can be")
 	DropTooManyPieces = dataplane.NewReason("too-many-buffers", "the guest's frame lies in more buffers than a frame may")
-	DropHeadTooShort  = dataplane.NewReason("head-too-short", "what must be judged lies beyond the bytes of a frame that are judged")
+	DropFarChecksum   = dataplane.NewReason("checksum-too-far", "the guest leaves a checksum to us that lies beyond the bytes of a frame that are judged")
 )
 
 // Options configure a Port. Worker and Counters must be set.
@@ -85,6 +85,7 @@ type Port struct {
 	merge  bool          // MRG_RXBUF
 	csum   bool          // CSUM
 	bodies [][]byte      // what received frames borrow until Release
+	taking int           // chains that Receive has taken and not counted yet: what a fault there must count
 }
 
 // queue is one running virtqueue.
@@ -119,6 +120,7 @@ func New(o Options) (*Port, error) {
 	if p.grace == nil {
 		p.grace = func() { p.worker.Do(func() {}) }
 	}
+	p.negotiated(0)
 	p.state.Store(&State{})
 	return p, nil
 }
@@ -146,6 +148,8 @@ func (p *Port) Fault(address uintptr) bool {
 	if p.memory == nil || !p.memory.Contains(address) {
 		return false
 	}
+	p.counters.RxPackets.Add(uint64(p.taking))
+	p.taking = 0
 	p.fail(fmt.Errorf("the guest's memory went away at %#x while in use", address))
 	return true
 }
