@@ -38,7 +38,7 @@ func (u *uplink) status() control.UplinkStatus {
 	local := u.resolve.Local()
 	s := control.UplinkStatus{
 		Name: u.config.Name, Interface: u.config.Interface, State: control.StateUp, XDP: u.program.Mode().String(), Bind: "copy",
-		Queues: len(u.queues), Address: local.Address, MTU: local.MTU, Neighbours: u.resolve.Known(),
+		Queues: len(u.queues), Address: local.Address, MTU: local.MTU, Neighbours: u.neighbours(),
 	}
 	if u.zeroCopy() {
 		s.Bind = "zerocopy"
@@ -47,6 +47,16 @@ func (u *uplink) status() control.UplinkStatus {
 		s.State = control.StateDown
 	}
 	return s
+}
+
+// neighbours is how many next hops are resolved.
+func (u *uplink) neighbours() (n int) {
+	for _, hop := range u.resolve.Hops() {
+		if hop.Problem == "" && hop.Next.Destination != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func (e *engine) networkStatus(name string, n *network) control.NetworkStatus {

@@ -16,6 +16,7 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/vxlan"
+	"github.com/shuntio/shunt/vxlan/underlay"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,8 +30,8 @@ type uplink struct {
 	vtep    netip.Addr // as the program knows it
 	// complete: the first configuration is in place; settled: the program was told.
 	complete, settled bool
-	queues  []*uplinkQueue
-	resolve *resolver
+	queues            []*uplinkQueue
+	resolve           *underlay.Underlay
 	// multicast is there while a flat network uses the uplink.
 	multicast *dataplane.Link
 }
@@ -71,7 +72,7 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	if u.program, err = bpf.Attach(bpf.Options{Interface: c.Interface, Mode: xdpMode(c.XDP), Port: c.Port, Queues: queues}); err != nil {
 		return conflict(err, bpf.ErrBusy)
 	}
-	if u.resolve, err = newResolver(c.Interface, c.Address); err != nil {
+	if u.resolve, err = underlay.New(underlay.Options{Interface: c.Interface, Address: c.Address, Log: e.log.With("uplink", c.Name)}); err != nil {
 		return err
 	}
 	for q := range queues {
@@ -81,7 +82,7 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	}
 	first := u.queues[0].link // what we send leaves by it
 	err = e.fabric.AddUplink(first, vxlan.Uplink{
-		Name: c.Name, Port: c.Port, Resolver: &steered{resolver: u.resolve, engine: e, uplink: u},
+		Name: c.Name, Port: c.Port, Resolver: &steered{Underlay: u.resolve, engine: e, uplink: u},
 	})
 	if err != nil {
 		return err
@@ -143,7 +144,7 @@ func (e *engine) closeUplink(u *uplink) error {
 	var errs []error
 	errs = append(errs, e.setMulticast(u, false))
 	if u.resolve != nil {
-		errs = append(errs, u.resolve.Close())
+		u.resolve.Close()
 	}
 	for _, q := range u.queues {
 		e.unlink(q.link, q.socket.FD())
@@ -180,21 +181,21 @@ func (u *uplink) zeroCopy() bool { return len(u.queues) > 0 && u.queues[0].socke
 
 // steered is the uplink's resolver for the switch, which also tells the XDP program and the ports when the local end changes.
 type steered struct {
-	*resolver
+	*underlay.Underlay
 	engine *engine
 	uplink *uplink
 }
 
 // Local implements vxlan.Resolver. A packet has to fit one chunk, whatever more the interface could carry.
 func (s *steered) Local() vxlan.Local {
-	l := s.resolver.Local()
+	l := s.Underlay.Local()
 	l.MTU = min(l.MTU, maxMTU)
 	return l
 }
 
 // Notify implements vxlan.Resolver.
 func (s *steered) Notify(changed func()) {
-	s.resolver.Notify(func() {
+	s.Underlay.Notify(func() {
 		s.engine.follow(s.uplink)
 		changed()
 	})
