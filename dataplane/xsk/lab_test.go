@@ -49,7 +49,20 @@ func newPair(tb testing.TB, queues, mtu int) (a, b *end) {
 	if err := netlab.Veth(ends[0].End, ends[1].End, queues); err != nil {
 		tb.Fatal(err)
 	}
+	for _, e := range ends { // until then the kernel drops what it sends itself
+		until(tb, e.Name+" is operational", func() bool { return e.link(tb).Attrs().OperState == netlink.OperUp })
+	}
 	return ends[0], ends[1]
+}
+
+// link asks about the device.
+func (e *end) link(tb testing.TB) (l netlink.Link) {
+	tb.Helper()
+	e.do(tb, func() (err error) {
+		l, err = netlink.LinkByName(e.Name)
+		return err
+	})
+	return l
 }
 
 // quiet keeps the kernel from sending IPv6 router solicitations and the like, which would be counted with our frames.
@@ -150,17 +163,10 @@ func (e *end) tryOpen(u *UMEM, o SocketOptions) (s *Socket, err error) {
 }
 
 // dropped sums what the device itself dropped, both ways.
-func (e *end) dropped(tb testing.TB) (n uint64) {
+func (e *end) dropped(tb testing.TB) uint64 {
 	tb.Helper()
-	e.do(tb, func() error {
-		l, err := netlink.LinkByName(e.Name)
-		if err == nil {
-			s := l.Attrs().Statistics
-			n = s.TxDropped + s.RxDropped + s.RxErrors + s.TxErrors
-		}
-		return err
-	})
-	return n
+	s := e.link(tb).Attrs().Statistics
+	return s.TxDropped + s.RxDropped + s.RxErrors + s.TxErrors
 }
 
 // newUMEM makes a UMEM and a pool of all its frames.

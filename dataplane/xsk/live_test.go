@@ -165,7 +165,7 @@ func TestKernelUDP(t *testing.T) {
 		if _, err := conn.Write(payload); err != nil {
 			t.Fatal(err)
 		}
-		until(t, "the datagram at the AF_XDP socket", func() bool {
+		until(t, fmt.Sprintf("datagram %d at the AF_XDP socket", i), func() bool {
 			n := p.Receive(into, pool)
 			p.Release()
 			echoed := false

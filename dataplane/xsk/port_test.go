@@ -66,6 +66,9 @@ func TestPortAgainstModel(t *testing.T) {
 				if p.filled < p.fill && pool.Len() > 0 {
 					rt.Fatalf("asleep with %d of %d in the fill ring and %d free", p.filled, p.fill, pool.Len())
 				}
+				if *m.completion.producer != *m.completion.consumer {
+					rt.Fatal("asleep with completions unread")
+				}
 				if p.Pending() != (*m.rx.producer != *m.rx.consumer) {
 					rt.Fatal("Pending is wrong")
 				}

@@ -16,7 +16,6 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/tools/need"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,16 +65,9 @@ func budget() int {
 }
 
 // transmitted is the device's own count.
-func (e *end) transmitted(tb testing.TB) (n uint64) {
+func (e *end) transmitted(tb testing.TB) uint64 {
 	tb.Helper()
-	e.do(tb, func() error {
-		l, err := netlink.LinkByName(e.Name)
-		if err == nil {
-			n = l.Attrs().Statistics.TxPackets
-		}
-		return err
-	})
-	return n
+	return e.link(tb).Attrs().Statistics.TxPackets
 }
 
 // lastCPU is the one that transmitters run on.
