@@ -127,12 +127,10 @@ func TestAttacks(t *testing.T) {
 
 	d := newFake(t)
 	b := listenFake(t, d, Options{})
-	dial(t, b).Close()
-	eventually(t, "first connection ended", func() bool { return d.disconnects() == 1 })
-	fds := openFDs(t)
+	fds := steadyFDs(t, b)
 	for _, a := range attacks {
 		t.Run(a.name, func(t *testing.T) {
-			ended := d.disconnects()
+			served := b.Status().Connections
 			f, err := Dial(b.path)
 			must(t, err)
 			defer f.Close()
@@ -140,13 +138,15 @@ func TestAttacks(t *testing.T) {
 			if _, err := f.Receive(GetFeatures); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("connection goes on: %v", err)
 			}
-			eventually(t, "end of the connection", func() bool { return d.disconnects() > ended && b.Status().Session == nil })
+			eventually(t, "end of the connection", func() bool { s := b.Status(); return s.Connections > served && s.Session == nil })
 			if end := b.Status().LastEnd; !strings.Contains(end, a.reason) {
 				t.Errorf("reason %q, want %q in it", end, a.reason)
 			}
 		})
 	}
-	eventually(t, "every descriptor closed", func() bool { return openFDs(t) == fds })
+	if now := steadyFDs(t, b); now != fds {
+		t.Errorf("%d descriptors open, before %d", now, fds)
+	}
 	for _, e := range d.seen() {
 		if e != "disconnected" {
 			t.Errorf("device was told %q", e)
@@ -217,9 +217,7 @@ func flood(f *Frontend) {
 func TestDescriptorsAreClosedOnce(t *testing.T) {
 	d, g := newFake(t), newGuest(t)
 	b := listenFake(t, d, Options{})
-	dial(t, b).Close()
-	eventually(t, "first connection ended", func() bool { return d.disconnects() == 1 })
-	before := openFDs(t)
+	before := steadyFDs(t, b)
 	f, err := Dial(b.path)
 	must(t, err)
 	must(t, f.Negotiate(wantAll, wantAll))
@@ -247,10 +245,12 @@ func TestDescriptorsAreClosedOnce(t *testing.T) {
 			}
 		}
 	}
-	// Two sockets, and per ring a call and an error descriptor: a stopped ring keeps those.
-	if now := openFDs(t); now != before+2+4 {
+	// Per ring a call and an error descriptor: a stopped ring keeps those.
+	if now := openFDs(t); now != before+4 {
 		t.Errorf("%d descriptors open, before %d", now, before)
 	}
 	must(t, f.Close())
-	eventually(t, "every descriptor closed", func() bool { return openFDs(t) == before })
+	if now := steadyFDs(t, b); now != before {
+		t.Errorf("%d descriptors open, before %d", now, before)
+	}
 }

@@ -90,7 +90,7 @@ func TestConnectFlood(t *testing.T) {
 	if n := len(log.all()); n > 30 {
 		t.Errorf("%d log lines", n)
 	}
-	eventually(t, "no descriptor kept", func() bool { return openFDs(t) <= before })
+	eventually(t, "no descriptor kept", func() bool { return openFDs(t) == before })
 	must(t, honest.Barrier())
 }
 

@@ -380,6 +380,16 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 	}
 }
 
+// steadyFDs counts the descriptors while one connection is being served, by when every earlier one is closed on our side.
+func steadyFDs(tb testing.TB, b *Backend) int {
+	tb.Helper()
+	f, err := Dial(b.path)
+	must(tb, err)
+	defer f.Close()
+	must(tb, f.Barrier())
+	return openFDs(tb)
+}
+
 func openFDs(tb testing.TB) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
