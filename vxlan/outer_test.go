@@ -205,6 +205,9 @@ func FuzzOuter(f *testing.F) {
 			return
 		}
 		if !decodes {
+			if u.is6 && b[20] != wire.ProtoUDP {
+				return // gopacket knows some extension headers only, and does not look into atomic fragments (RFC 6946)
+			}
 			t.Fatal("accepted, gopacket does not decode it")
 		}
 		if !fr.Trim(o.inner) || !fr.Gather() {
