@@ -8,7 +8,6 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
-	"golang.org/x/sys/unix"
 )
 
 // Why a port drops frames. What the kernel drops is in Statistics.
@@ -73,6 +72,8 @@ type Port struct {
 	fillMark, txMark mark // in the UMEM's ledger
 	filled, fill     int  // frames in the receiving half of the kernel, and how many are to be
 	sent, limit      int  // frames in its transmitting half, and how many may be
+	staged           int  // descriptors that Transmit has written and not submitted yet
+	stagedBytes      int  // of their frames
 	maxLen           int  // of a frame, in bytes
 	chain            bool // within a packet of several descriptors, which is being dropped
 	down             bool // the last try to transmit found the interface down
@@ -123,196 +124,6 @@ func (p *Port) Stats() *PortStats { return &p.stats }
 // SetMTU follows a change of the device's MTU, on the owning worker.
 func (p *Port) SetMTU(mtu int) { p.maxLen = mtu + ethernetHeader + vlanTag }
 
-// Receive takes what arrived, and fills the fill ring up again at once, so that it never runs dry.
-func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) int {
-	p.reap(pool)
-	n := p.receive(into, pool)
-	p.refill(pool)
-	return n
-}
-
-func (p *Port) receive(into []*frame.Frame, pool *frame.Pool) (n int) {
-	ready := p.s.Rx.Peek(len(into))
-	if ready == 0 {
-		return 0
-	}
-	bytes, malformed := 0, 0
-	for i := range ready {
-		d := p.s.Rx.At(i)
-		f, off := p.s.umem.take(d.Addr, p.fillMark)
-		if f == nil {
-			p.stats.Unknown.Add(1)
-			continue
-		}
-		p.filled--
-		if !p.whole(&d) || !f.SetHead(off, d.Len) {
-			pool.Put(f)
-			malformed++
-			continue
-		}
-		into[n] = f
-		n++
-		bytes += int(d.Len)
-	}
-	p.s.Rx.Release(ready)
-	p.counters.RxPackets.Add(uint64(n + malformed))
-	p.counters.RxBytes.Add(uint64(bytes))
-	if malformed > 0 {
-		p.counters.Drop(DropMalformed, malformed)
-	}
-	return n
-}
-
-// whole tells whether the descriptor is a packet by itself. The pieces of one that is not are all dropped, each counted.
-func (p *Port) whole(d *Desc) bool {
-	within := p.chain
-	p.chain = d.Options&unix.XDP_PKT_CONTD != 0
-	return !within && !p.chain
-}
-
-// refill gives the kernel chunks to receive into.
-func (p *Port) refill(pool *frame.Pool) {
-	n := min(p.fill-p.filled, pool.Len())
-	if n <= 0 {
-		return
-	}
-	n = p.s.Fill.Reserve(n)
-	for i := range n {
-		f := pool.Get()
-		p.s.umem.give(f, p.fillMark)
-		p.s.Fill.Set(i, f.Address()&^(frame.ChunkSize-1))
-	}
-	p.s.Fill.Submit(n)
-	p.filled += n
-	if p.s.wantsRx() {
-		p.stats.RxKicks.Add(1)
-		p.s.receive(p.s.fd)
-	}
-}
-
-// Release has nothing to end: received frames borrow nothing.
-func (p *Port) Release() {}
-
-// Transmit writes descriptors of the frames and keeps them until the kernel gives them back. The kernel is called by Flush.
-func (p *Port) Transmit(frames []*frame.Frame, pool *frame.Pool) {
-	room := p.room(len(frames), pool)
-	n, bytes := 0, 0
-	for i, f := range frames {
-		if f == nil {
-			continue
-		}
-		if why, ok := p.fits(f); !ok {
-			p.counters.Drop(why, 1)
-			continue
-		}
-		if n == room {
-			p.counters.Drop(p.noRoom(), 1)
-			continue
-		}
-		length := f.HeadLen()
-		p.s.umem.give(f, p.txMark)
-		p.s.Tx.Set(n, Desc{Addr: f.Address(), Len: uint32(length)})
-		frames[i] = nil
-		n++
-		bytes += length
-	}
-	if n == 0 {
-		return
-	}
-	p.s.Tx.Submit(n)
-	p.sent += n
-	p.counters.TxPackets.Add(uint64(n))
-	p.counters.TxBytes.Add(uint64(bytes))
-}
-
-// fits makes the frame one private piece that the device may be given, or says why it can't be.
-func (p *Port) fits(f *frame.Frame) (why dataplane.Reason, ok bool) {
-	switch n := f.Len(); {
-	case n > p.maxLen:
-		return DropTooLong, false
-	case n < ethernetHeader: // the kernel would refuse an empty one and never give it back
-		return DropTooShort, false
-	case f.Checksum.Needed:
-		return DropChecksum, false
-	case !f.Gather():
-		return DropTooLong, false
-	}
-	return 0, true
-}
-
-// room is how many descriptors can be written, at most n. Where there is not enough, it lets the kernel work first.
-func (p *Port) room(n int, pool *frame.Pool) int {
-	if p.gone || p.down && p.s.Tx.Unread() > 0 { // what waits shows when the interface is up again; no more behind it
-		return 0
-	}
-	room := p.s.Tx.Reserve(min(n, p.limit-p.sent))
-	if room < n {
-		p.reap(pool)
-		p.kick()
-		p.reap(pool)
-		room = p.s.Tx.Reserve(min(n, p.limit-p.sent))
-	}
-	return room
-}
-
-func (p *Port) noRoom() dataplane.Reason {
-	if p.down || p.gone {
-		return DropDown
-	}
-	return DropRingFull
-}
-
-// reap takes back the frames that were transmitted.
-func (p *Port) reap(pool *frame.Pool) {
-	if p.sent == 0 {
-		return
-	}
-	n := p.s.Completion.Peek(p.s.Completion.Len())
-	for i := range n {
-		f, _ := p.s.umem.take(p.s.Completion.At(i), p.txMark)
-		if f == nil {
-			p.stats.Unknown.Add(1)
-			continue
-		}
-		p.sent--
-		pool.Put(f)
-	}
-	p.s.Completion.Release(n)
-}
-
-// Flush lets the kernel transmit.
-func (p *Port) Flush() {
-	if p.sent > 0 && !p.gone {
-		p.kick()
-	}
-}
-
-// kick calls the kernel until it took all descriptors or will not take more now. In copy mode one call takes as many as the budget,
-// 32 unless set otherwise, and transmits them before it returns. What a call did is read off the ring: kernels
-// before 6.7 or so return 0 as well when they stopped at a full completion ring.
-func (p *Port) kick() {
-	unread := p.s.Tx.Unread()
-	for unread > 0 && p.s.wantsTx() {
-		errno := p.s.send(p.s.fd)
-		p.stats.Kicks.Add(1)
-		p.down = errno == unix.ENETDOWN || errno == unix.ENXIO
-		p.gone = errno == unix.ENXIO
-		if errno == unix.EBUSY { // taken, freed, and its completion on the way: only not transmitted
-			p.counters.Drop(DropBusy, 1)
-		}
-		before := unread
-		unread = p.s.Tx.Unread()
-		if unread == before {
-			// Kept: EAGAIN (SO_SNDBUF, the completion ring or the device's queue is full), ENOBUFS, the interface is
-			// down. In zero copy the driver goes on by itself.
-			if !p.s.zeroCopy {
-				p.stats.Kept.Add(1)
-			}
-			return
-		}
-	}
-}
-
 // Arm cleans up, since a fill ring that was left short would end all receiving, and tells how long nothing can happen but what the
 // socket's file reports.
 func (p *Port) Arm() time.Duration {
@@ -343,6 +154,6 @@ func (p *Port) Close() error { return p.s.Close() }
 
 // Reclaim gives the pool all frames that were in the kernel, and returns how many. On the pool's worker, after Close.
 func (p *Port) Reclaim(pool *frame.Pool) int {
-	p.filled, p.sent = 0, 0
+	p.filled, p.sent, p.staged, p.stagedBytes = 0, 0, 0, 0
 	return p.s.umem.reclaim(pool, p.fillMark, p.txMark)
 }

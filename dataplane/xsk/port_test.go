@@ -2,6 +2,7 @@ package xsk
 
 import (
 	"errors"
+	"runtime/debug"
 	"testing"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -230,6 +231,38 @@ func TestPortFillKick(t *testing.T) {
 	}
 	if m.fillKicks != 1 {
 		t.Errorf("the driver was woken %d times, want 1", m.fillKicks)
+	}
+}
+
+// TestPortFaultWhileGathering takes a guest's memory away in the middle of a batch, as a worker meets it: the frames before the one
+// that faulted go out, the others are recycled, none is lost.
+func TestPortFaultWhileGathering(t *testing.T) {
+	m, p, pool := modelPort(t, 64, 16, 0)
+	gone, err := unix.Mmap(-1, 0, 4096, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(gone)
+	bad := makeFrame(pool, 60)
+	bad.Borrow([][]byte{gone[:100]}, 100)
+	batch := []*frame.Frame{makeFrame(pool, 60), makeFrame(pool, 61), bad, makeFrame(pool, 62)}
+	func() {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if recover() == nil {
+				t.Error("no fault")
+			}
+			pool.PutAll(batch)
+		}()
+		p.Transmit(batch, pool)
+	}()
+	p.Flush()
+	transmit(p, pool, makeFrame(pool, 63))
+	p.Flush()
+	m.complete(16)
+	p.Receive(nil, pool)
+	if m.transmitted != 3 || p.counters.TxBytes.Load() != 60+61+63 || pool.Len() != 64-16 {
+		t.Errorf("%d transmitted, %d bytes, %d of %d frames are free", m.transmitted, p.counters.TxBytes.Load(), pool.Len(), 64-16)
 	}
 }
 
