@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -13,10 +14,12 @@ import (
 	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/vnet/vnettest"
+	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/pinning"
+	"github.com/shuntio/shunt/vxlan"
 )
 
-// GuestToGuestOptions configure GuestToGuest. Connect must be set.
+// GuestToGuestOptions configure GuestToGuest; zero values are good.
 type GuestToGuestOptions struct {
 	// FrameLen is the length of each frame in bytes. Zero: 64.
 	FrameLen int
@@ -30,9 +33,6 @@ type GuestToGuestOptions struct {
 	WorkerCPU, GuestCPU int
 	// Collections is how many garbage collections are forced meanwhile, spread evenly.
 	Collections int
-	// Connect sets the forwarders of the two links, so that each guest's frames reach the other after a lookup, and returns the
-	// addresses that the guests' frames carry.
-	Connect func(w *dataplane.Worker, links [2]*dataplane.Link) (macs [2][6]byte, err error)
 }
 
 // GuestToGuestResult is what was measured.
@@ -68,18 +68,17 @@ func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResu
 			return nil, err
 		}
 	}
-	macs, err := o.Connect(engine.worker, links)
+	fabric, err := engine.network(links)
 	if err != nil {
 		return nil, err
 	}
+	defer fabric.Close()
 	for _, l := range links {
 		engine.add(l)
 	}
 	for i, g := range guests {
 		g.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) {
-			copy(f, macs[1-i][:])
-			copy(f[6:], macs[i][:])
-			f[12], f[13] = 0x88, 0xb5 // local experimental EtherType (IEEE 802)
+			wire.Ethernet(f).Set(stationMAC(1-i), stationMAC(i), experimental)
 		})
 	}
 	senders := guests[:1]
@@ -199,6 +198,27 @@ func (e *engine) open(g *vnettest.Guest) (*dataplane.Link, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// stationMAC is the address of a guest.
+func stationMAC(i int) wire.MAC { return 0x52_54_00_00_00_01 + wire.MAC(i) }
+
+// experimental is the EtherType for local experiments (IEEE 802).
+const experimental = 0x88b5
+
+// network makes a switch with one network and the links as its ports, as a daemon would: what they send is judged by its source.
+func (e *engine) network(links [2]*dataplane.Link) (*vxlan.Switch, error) {
+	fabric := vxlan.NewSwitch(e.worker, vxlan.Options{})
+	if err := fabric.SetNetwork(vxlan.Network{Name: "net"}); err != nil {
+		return nil, err
+	}
+	for i, l := range links {
+		l.Name = fmt.Sprintf("guest%d", i)
+		if err := fabric.AttachPort(l, vxlan.Port{Name: l.Name, Network: "net", MAC: stationMAC(i), AntiSpoof: true}); err != nil {
+			return nil, err
+		}
+	}
+	return fabric, nil
 }
 
 // add makes the worker poll a link, which has its forwarder.

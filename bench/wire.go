@@ -111,7 +111,7 @@ func (g *GuestToWire) openGuest(o GuestToWireOptions) (err error) {
 		return err
 	}
 	g.guest.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) {
-		wire.Ethernet(f).Set(farMAC, guestMAC, 0x88b5) // local experimental EtherType (IEEE 802)
+		wire.Ethernet(f).Set(farMAC, guestMAC, experimental)
 	})
 	link, err := g.engine.open(g.guest)
 	if err != nil {
