@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -24,8 +25,9 @@ const frameLength = 114
 
 // BenchmarkTransmit sends frames of 114 bytes through veth into an XDP program that drops them, by turns with
 // DPDK's testpmd on its AF_XDP driver: the same interface (two queues of it, since each has one owner), sink and CPU, and both counted by the
-// interface. Whoever is not to send stands still. Turns are short, because neighbours on the physical machine halve the rates for seconds;
-// the ratio of a pair of turns hardly feels them, and its median is the result.
+// interface. Whoever is not to send stands still. Rates are per second of CPU time, which on an idle machine is wall time. Turns are short,
+// because neighbours on the physical machine halve all rates for seconds; the ratio of a pair of turns hardly feels them, and its median is
+// the result.
 func BenchmarkTransmit(b *testing.B) {
 	need.Root(b)
 	need.Program(b, "dpdk-testpmd")
@@ -33,20 +35,25 @@ func BenchmarkTransmit(b *testing.B) {
 	to.sink(b)
 	us := from.transmitter(b, SocketOptions{Budget: budget()})
 	peer := from.testpmd(b)
-	turn := func(set func(on bool)) float64 {
-		set(true)
-		defer set(false)
+	turn := func(s sender) float64 {
+		s.set(true)
+		defer s.set(false)
 		time.Sleep(5 * time.Millisecond)
-		n, at := from.transmitted(b), time.Now()
+		n, cpu := from.transmitted(b), s.cpu()
 		time.Sleep(60 * time.Millisecond)
-		return float64(from.transmitted(b)-n) / time.Since(at).Seconds() / 1e6
+		return float64(from.transmitted(b)-n) / max(1, float64(s.cpu()-cpu)) * 1e3
 	}
 	var ours, theirs, ratios []float64
 	for b.Loop() {
 		for range 40 {
-			ours, theirs = append(ours, turn(us)), append(theirs, turn(peer))
-			ratios = append(ratios, ours[len(ours)-1]/theirs[len(theirs)-1])
+			x, y := turn(us), turn(peer)
+			if x > 0 && y > 0 { // else one of them was not run at all
+				ours, theirs, ratios = append(ours, x), append(theirs, y), append(ratios, x/y)
+			}
 		}
+	}
+	if len(ratios) == 0 {
+		b.Fatal("no turn in which both sent")
 	}
 	slices.Sort(ours)
 	slices.Sort(theirs)
@@ -56,6 +63,26 @@ func BenchmarkTransmit(b *testing.B) {
 	b.ReportMetric(theirs[len(theirs)/2], "testpmd-Mpps")
 	b.ReportMetric(ratios[len(ratios)/2], "ratio")
 	b.ReportMetric(0, "ns/op")
+}
+
+// sender is somebody who transmits while set to, and the CPU time he has used.
+type sender struct {
+	set func(on bool)
+	cpu func() time.Duration
+}
+
+// cpuTime is what the threads of a glob under /proc have run.
+func cpuTime(tb testing.TB, threads string) (sum time.Duration) {
+	files, _ := filepath.Glob(threads + "/schedstat")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		var ns int64
+		if n, _ := fmt.Sscan(string(text), &ns); n != 1 {
+			tb.Fatalf("%s: %q, %v", f, text, err)
+		}
+		sum += time.Duration(ns)
+	}
+	return sum
 }
 
 // budget is what the environment wants tried; 0: the kernel's.
@@ -74,15 +101,16 @@ func (e *end) transmitted(tb testing.TB) uint64 {
 func lastCPU() int { return runtime.NumCPU() - 1 }
 
 // transmitter sends from queue 0 on a thread of its own, whenever it is on, until the test ends.
-func (e *end) transmitter(tb testing.TB, o SocketOptions) (set func(on bool)) {
+func (e *end) transmitter(tb testing.TB, o SocketOptions) sender {
 	tb.Helper()
 	u, pool := newUMEM(tb, 2*RingSize+512)
 	p := newPort(tb, e.open(tb, u, o), pool)
 	var on, quit atomic.Bool
-	done := make(chan struct{})
+	done, thread := make(chan struct{}), make(chan int, 1)
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // pinned, so never unlocked
+		thread <- unix.Gettid()
 		var cpus unix.CPUSet
 		cpus.Set(lastCPU())
 		unix.SchedSetaffinity(0, &cpus)
@@ -113,13 +141,14 @@ func (e *end) transmitter(tb testing.TB, o SocketOptions) (set func(on bool)) {
 			tb.Logf("drops:%s of %d, %d system calls, kept %d times", why, p.counters.TxPackets.Load(), p.stats.Kicks.Load(), p.stats.Kept.Load())
 		}
 	})
-	return on.Store
+	task := fmt.Sprintf("/proc/self/task/%d", <-thread)
+	return sender{on.Store, func() time.Duration { return cpuTime(tb, task) }}
 }
 
 var header = []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, etherType >> 8, etherType & 0xff}
 
 // testpmd transmits with DPDK from queue 1, whenever it is on, until the test ends.
-func (e *end) testpmd(tb testing.TB) (set func(on bool)) {
+func (e *end) testpmd(tb testing.TB) sender {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := e.Namespace.Command(ctx, "dpdk-testpmd", "--lcores", fmt.Sprintf("0@0,1@%d", lastCPU()),
@@ -148,7 +177,7 @@ func (e *end) testpmd(tb testing.TB) (set func(on bool)) {
 			tb.Fatal("testpmd sends nothing")
 		}
 	}
-	set = func(on bool) {
+	set := func(on bool) {
 		signal := syscall.SIGSTOP
 		if on {
 			signal = syscall.SIGCONT
@@ -158,5 +187,6 @@ func (e *end) testpmd(tb testing.TB) (set func(on bool)) {
 		}
 	}
 	set(false)
-	return set
+	tasks := fmt.Sprintf("/proc/%d/task/*", cmd.Process.Pid)
+	return sender{set, func() time.Duration { return cpuTime(tb, tasks) }}
 }
