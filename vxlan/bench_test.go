@@ -122,6 +122,11 @@ func TestForwardAllocatesNothing(t *testing.T) {
 	for name, path := range paths(t) {
 		d := newDriver(path())
 		d.forward()
+		for i, f := range d.vector {
+			if f != nil {
+				t.Errorf("%s: frame %d is still in the vector", name, i)
+			}
+		}
 		if n := testing.AllocsPerRun(20, d.forward); n != 0 {
 			t.Errorf("%s: %v allocations for %d frames", name, n, dataplane.Quantum)
 		}

@@ -52,7 +52,7 @@ type Uplink struct {
 	ZeroChecksum6 bool
 	// TrustChecksums accepts outer UDP checksums without verifying them, for an uplink whose NIC does.
 	TrustChecksums bool
-	// Resolver knows the next hops. It must be set unless no network uses the uplink for VXLAN.
+	// Resolver knows the next hops. It must be set.
 	Resolver Resolver
 }
 

@@ -105,33 +105,44 @@ func (s *Switch) sweep() {
 	s.forgetVTEPs(tick)
 }
 
-// forgetVTEPs is sweep at a given time. Every learned entry that leads to a VTEP was seen no later than the VTEP itself, so all those of a silent one
-// have expired, and its index may mean another VTEP soon. But the worker goes on learning until it has seen the snapshot without
-// the VTEP: one that spoke meanwhile stays.
+// forgetVTEPs is sweep at a given time. Every learned entry that leads to a VTEP was seen no later than the VTEP itself, so all those of a
+// silent one have expired, and its index may mean another VTEP soon. But the worker goes on learning until it has seen the
+// snapshot without the VTEP: one that spoke meanwhile stays.
 func (s *Switch) forgetVTEPs(tick uint32) {
+	if silent := s.hideSilent(tick); len(silent) > 0 {
+		s.publish()
+		s.worker.Do(func() {})
+		s.removeSilent(silent)
+	}
+}
+
+// hideSilent takes the silent VTEPs out of the next snapshot, and returns when each spoke last, by index.
+func (s *Switch) hideSilent(tick uint32) map[int]uint32 {
 	var age uint32
 	for _, n := range s.networks {
 		age = max(age, n.learned.age)
 	}
 	silent := map[int]uint32{}
-	for i, r := range s.vteps.records {
+	for i := range s.vteps.records {
+		r := &s.vteps.records[i]
 		if seen := s.vtepSeen[i].Load(); r.uplink != "" && !r.configured && tick-seen > age {
 			silent[i] = seen
-			s.vteps.records[i].leaving = true
+			r.leaving = true
 		}
 	}
-	if len(silent) == 0 {
-		return
-	}
-	s.publish()
-	s.worker.Do(func() {})
+	return silent
+}
+
+// removeSilent frees the indices of those that are silent still, after the worker has passed a grace point.
+func (s *Switch) removeSilent(silent map[int]uint32) {
 	stays := false
 	for i, seen := range silent {
-		if s.vteps.records[i].leaving = false; s.vtepSeen[i].Load() != seen {
+		s.vteps.records[i].leaving = false
+		if s.vtepSeen[i].Load() == seen {
+			s.vteps.remove(i)
+		} else {
 			stays = true
-			continue
 		}
-		s.vteps.remove(i)
 	}
 	if stays {
 		s.publish()

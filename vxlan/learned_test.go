@@ -183,6 +183,32 @@ func TestDiscoverVTEP(t *testing.T) {
 	}
 }
 
+// TestVTEPSpeaksWhileItGoes has a silent VTEP speak between its leaving the snapshot and the grace point: a learned entry leads
+// to its index again, so it keeps it.
+func TestVTEPSpeaksWhileItGoes(t *testing.T) {
+	l := newLab(t)
+	up, a, _ := blue(l)
+	hello := tunnelPacket(t, host4, other4, 100, ethernetFrame(mac1, macX), nil)
+	l.send(up, hello)
+	l.vtep(other4)
+	l.send(up, hello)
+	l.sw.mu.Lock()
+	index := l.sw.vteps.index[vtepKey{"up0", other4}]
+	tick := l.sw.vtepSeen[index].Load() + ticks(300*time.Second) + 1
+	silent := l.sw.hideSilent(tick)
+	l.sw.vtepSeen[index].Store(tick) // the worker, by the old snapshot
+	l.sw.publish()
+	l.sw.removeSilent(silent)
+	l.sw.mu.Unlock()
+	a.Sent()
+	l.send(a, ethernetFrame(macX, mac1))
+	if s := up.Sent(); len(s) != 1 {
+		t.Fatalf("%d packets, dropped %v", len(s), drops(a))
+	} else if to, _, _, _ := unwrapped(t, s[0].Bytes); to != other4 {
+		t.Errorf("went to %v", to)
+	}
+}
+
 func (l *lab) forgetAt(tick uint32) {
 	l.sw.mu.Lock()
 	defer l.sw.mu.Unlock()

@@ -88,13 +88,53 @@ func (s *Switch) AddUplink(link *dataplane.Link, u Uplink) error {
 	r.fill()
 	s.uplinks[u.Name] = r
 	link.Forwarder = &uplinkPort{sw: s, slot: r.slot}
+	s.follows(u.Resolver)
 	s.publish()
-	u.Resolver.Notify(func() {
+	return nil
+}
+
+// follows has a resolver's news make a new snapshot.
+func (s *Switch) follows(r Resolver) {
+	r.Notify(func() {
 		select {
 		case s.changed <- struct{}{}:
 		default: // the one waiting will do
 		}
 	})
+}
+
+// SetUplink changes the configuration of an uplink; its link stays. It is refused if a network's frames would not fit any more.
+func (s *Switch) SetUplink(u Uplink) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.uplinks[u.Name]
+	if r == nil {
+		return fmt.Errorf("uplink %s: %w", u.Name, ErrNotFound)
+	}
+	if u.Resolver == nil {
+		return fmt.Errorf("uplink %s: a resolver is needed: %w", u.Name, ErrInvalid)
+	}
+	old := *r
+	r.config = u
+	r.fill()
+	for _, n := range s.networks {
+		if n.config.Uplink != u.Name {
+			continue
+		}
+		if err := s.fits(&n.config); err != nil {
+			*r = old
+			return err
+		}
+	}
+	if u.Resolver != old.config.Resolver {
+		old.config.Resolver.Notify(func() {})
+		s.follows(u.Resolver)
+		r.wanted = nil
+	}
+	s.publish()
+	if u.Resolver != old.config.Resolver {
+		old.config.Resolver.Want(nil)
+	}
 	return nil
 }
 

@@ -332,6 +332,24 @@ func TestDetach(t *testing.T) {
 	l.balanced()
 }
 
+// TestLookupWhileDetaching looks an address up when its port has left the snapshot and its learned entries are still there, as they are
+// until the worker is told to forget them.
+func TestLookupWhileDetaching(t *testing.T) {
+	l := newLab(t)
+	l.network(Network{Name: "blue", Learning: true})
+	a := l.attach(Port{Name: "a", Network: "blue", MAC: mac1, AntiSpoof: true})
+	b := l.attach(Port{Name: "b", Network: "blue"})
+	l.send(b, ethernetFrame(mac1, macX))
+	l.sw.mu.Lock()
+	delete(l.sw.ports, "b")
+	l.sw.publish()
+	l.sw.mu.Unlock()
+	l.send(a, ethernetFrame(macX, mac1))
+	l.got(b)
+	l.dropped(a, DropNoDestination, 1)
+	l.balanced()
+}
+
 // TestMoveToOtherNetwork changes a port's network while it is attached.
 func TestMoveToOtherNetwork(t *testing.T) {
 	l := newLab(t)
@@ -348,6 +366,29 @@ func TestMoveToOtherNetwork(t *testing.T) {
 	l.send(c, ethernetFrame(mac2, mac3))
 	l.got(b, ethernetFrame(mac2, mac3))
 	l.balanced()
+}
+
+// TestSetUplink changes an uplink's address and next hops under its networks.
+func TestSetUplink(t *testing.T) {
+	l := newLab(t)
+	up, a, _ := blue(l)
+	err := l.sw.SetUplink(Uplink{Name: "up0", Resolver: &Fixed{End: Local{Address: host4, MAC: hostMAC, MTU: 1499}, Gateway: peerMAC}})
+	if !errors.Is(err, ErrMTU) || !strings.Contains(err.Error(), "1449 or less") {
+		t.Errorf("%v", err)
+	}
+	if err := l.sw.SetUplink(Uplink{Name: "up0", Resolver: &Fixed{End: Local{Address: host6}}}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("%v", err)
+	}
+	moved := netip.MustParseAddr("192.0.2.77")
+	l.must(l.sw.SetUplink(Uplink{Name: "up0", Address: moved, Resolver: &Fixed{End: Local{Address: host4, MAC: hostMAC, MTU: 1600}, Gateway: mac4}}))
+	l.send(a, ethernetFrame(mac3, mac1))
+	b := up.Sent()[0].Bytes
+	if wire.Ethernet(b).Destination() != mac4 || !bytes.Equal(b[26:30], moved.AsSlice()) {
+		t.Errorf("% x", b[:50])
+	}
+	l.send(up, tunnelPacket(t, moved, peer4, 100, ethernetFrame(mac1, mac3), nil), tunnelPacket(t, host4, peer4, 100, ethernetFrame(mac1, mac3), nil))
+	l.got(a, ethernetFrame(mac1, mac3))
+	l.dropped(up, DropNotOurs, 1)
 }
 
 func TestRefusedConfigurations(t *testing.T) {
