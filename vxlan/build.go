@@ -33,11 +33,11 @@ func (s *Switch) buildUplinks(next *snapshot) map[string]*uplink {
 			is4: local.Address.Is4(), is6: local.Address.Is6(), trustChecksums: r.config.TrustChecksums, endpoints: endpoints{},
 		}
 		if local.Address.IsValid() {
-			u.address = key16(local.Address)
+			u.address = addressOf(local.Address)
 		}
 		for i, v := range s.vteps.records {
 			if v.uplink == name && !v.leaving {
-				u.endpoints[key16(v.address)] = i
+				u.endpoints[addressOf(v.address)] = i
 			}
 		}
 		all[name], next.uplinks[r.slot] = u, u

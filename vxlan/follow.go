@@ -1,20 +1,19 @@
 package vxlan
 
 import (
-	"net/netip"
 	"time"
 )
 
 // discovery is a VTEP that the worker met.
 type discovery struct {
 	uplink int // slot
-	source [16]byte
+	source address
 }
 
 // discover tells the control side about a VTEP. On the worker.
-func (s *Switch) discover(u *uplink, source *[16]byte) {
+func (s *Switch) discover(u *uplink, source address) {
 	select {
-	case s.discovered <- discovery{u.slot, *source}:
+	case s.discovered <- discovery{u.slot, source}:
 	default:
 	}
 }
@@ -80,10 +79,7 @@ func (s *Switch) enter(d discovery) bool {
 			continue
 		}
 		local := u.local().Address
-		a := netip.AddrFrom16(d.source)
-		if local.Is4() {
-			a = netip.AddrFrom4([4]byte(d.source[:4]))
-		}
+		a := d.source.ip(local.Is4())
 		if !local.IsValid() || a == local || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 			return false
 		}

@@ -1,8 +1,6 @@
 package vxlan
 
 import (
-	"encoding/binary"
-
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/wire"
@@ -11,8 +9,8 @@ import (
 // outer is what the outer headers of a packet say.
 type outer struct {
 	network *network
-	inner   int      // where the inner frame begins
-	source  [16]byte // the sender's tunnel endpoint; IPv4 in the first four
+	inner   int     // where the inner frame begins
+	source  address // the sender's tunnel endpoint
 }
 
 // minInner is how much must follow the outer UDP header: VXLAN's and the inner Ethernet header.
@@ -45,7 +43,7 @@ func (u *uplink) parse(f *frame.Frame) (o outer, why dataplane.Reason, ok bool) 
 	if f.Len() > at+length && !(f.Gather() && f.Truncate(at+length)) {
 		return o, DropOuterIP, false
 	}
-	if !u.checksumValid(f, udp, at, &o) {
+	if !u.checksumValid(f, udp, at) {
 		return o, DropOuterUDP, false
 	}
 	header := wire.VXLAN(udp[wire.UDPLen:])
@@ -66,13 +64,13 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 		if !ok || wire.EthernetLen+int(h.TotalLen()) > length || !h.ChecksumValid() {
 			return 0, 0, DropOuterIP, false
 		}
-		if binary.BigEndian.Uint32(h.Destination()) != binary.BigEndian.Uint32(u.address[:]) || h.Protocol() != wire.ProtoUDP {
+		if address4(h.Destination()) != u.address || h.Protocol() != wire.ProtoUDP {
 			return 0, 0, DropNotOurs, false
 		}
 		if h.IsFragment() {
 			return 0, 0, DropOuterFragment, false
 		}
-		copy(o.source[:], h.Source())
+		o.source = address4(h.Source())
 		return wire.EthernetLen + h.HeaderLen(), wire.EthernetLen + int(h.TotalLen()), 0, true
 	case t == wire.EtherTypeIPv6 && u.is6:
 		h, ok := wire.ParseIPv6(b)
@@ -81,7 +79,7 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 			return 0, 0, DropOuterIP, false
 		}
 		end += int(h.PayloadLen())
-		if [16]byte(h.Destination()) != u.address {
+		if address6(h.Destination()) != u.address {
 			return 0, 0, DropNotOurs, false
 		}
 		upper, ok := h.Upper()
@@ -94,7 +92,7 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 		if upper.Protocol != wire.ProtoUDP {
 			return 0, 0, DropNotOurs, false
 		}
-		o.source = [16]byte(h.Source())
+		o.source = address6(h.Source())
 		return wire.EthernetLen + upper.Offset, end, 0, true
 	}
 	return 0, 0, DropNotOurs, false
@@ -102,14 +100,14 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 
 // checksumValid verifies the outer UDP checksum, if there is one: over IPv4 zero says that there is none, and over IPv6 it does for
 // tunnels (RFC 6935). The datagram is the frame's end.
-func (u *uplink) checksumValid(f *frame.Frame, udp wire.UDP, at int, o *outer) bool {
+func (u *uplink) checksumValid(f *frame.Frame, udp wire.UDP, at int) bool {
 	if u.trustChecksums || udp.Checksum() == 0 {
 		return true
 	}
-	n := 4
+	addresses := f.Head()[wire.EthernetLen+12 : wire.EthernetLen+20] // source and destination lie side by side
 	if u.is6 {
-		n = 16
+		addresses = f.Head()[wire.EthernetLen+8 : wire.EthernetLen+40]
 	}
-	pseudo := wire.SumPseudo(o.source[:n], u.address[:n], wire.ProtoUDP, uint32(udp.Length()))
+	pseudo := wire.SumPseudo(addresses, nil, wire.ProtoUDP, uint32(udp.Length()))
 	return wire.SumPieces(pseudo, f.Head()[at:], f.Body()) == 0xffff
 }

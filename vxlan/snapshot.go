@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -56,8 +57,8 @@ type uplink struct {
 	link           *dataplane.Link
 	mac            wire.MAC
 	port           uint16
-	is4, is6       bool     // neither while there is no address
-	address        [16]byte // IPv4 in the first four
+	is4, is6       bool // neither while there is no address
+	address        address
 	trustChecksums bool
 	vnis           vniTable
 	flat           *network // nil: none
@@ -65,16 +66,36 @@ type uplink struct {
 }
 
 // endpoints finds the index of a VTEP by its address. It is asked only when an address has moved or is new.
-type endpoints map[[16]byte]int
+type endpoints map[address]int
 
-// key16 is an address as outer headers are read.
-func key16(a netip.Addr) (key [16]byte) {
+// address is a tunnel endpoint's as outer headers are read: in two registers, since comparing bytes just copied waits for the
+// store. All addresses of an uplink are of one IP version; IPv4's are in low.
+type address struct{ high, low uint64 }
+
+func address4(b []byte) address { return address{low: uint64(binary.BigEndian.Uint32(b))} }
+
+func address6(b []byte) address {
+	return address{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}
+}
+
+func addressOf(a netip.Addr) address {
 	if a.Is4() {
 		b := a.As4()
-		copy(key[:], b[:])
-		return key
+		return address4(b[:])
 	}
-	return a.As16()
+	b := a.As16()
+	return address6(b[:])
+}
+
+// ip is the reverse of addressOf.
+func (a address) ip(is4 bool) netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], a.high)
+	binary.BigEndian.PutUint64(b[8:], a.low)
+	if is4 {
+		return netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return netip.AddrFrom16(b)
 }
 
 // vniTable finds the network of a VNI: open addressing, at most half full.

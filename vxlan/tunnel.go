@@ -25,7 +25,7 @@ type tunnel struct {
 	// maxFrame is the longest inner frame that the way takes.
 	maxFrame int
 	index    int
-	address  [16]byte
+	address  address
 }
 
 // tunnelTo says what a tunnel is built from.
@@ -46,7 +46,7 @@ const outerTOS = 0
 
 // newTunnel writes the headers that all packets to a VTEP share.
 func newTunnel(o tunnelTo) *tunnel {
-	t := &tunnel{link: o.link, index: o.index, is6: o.vtep.Is6(), address: key16(o.vtep)}
+	t := &tunnel{link: o.link, index: o.index, is6: o.vtep.Is6(), address: addressOf(o.vtep)}
 	if !o.local.IsValid() || o.local.Is6() != o.vtep.Is6() || o.hop.Destination == 0 {
 		return t
 	}

@@ -56,7 +56,7 @@ func (u *uplink) decide(sw *Switch, now *snapshot, f *frame.Frame, tick uint32) 
 			return nil, drop(why)
 		}
 		if nw.learning {
-			nw.learnRemote(sw, now, u, wire.Ethernet(f.Head()).Source(), &o.source, tick)
+			nw.learnRemote(sw, now, u, wire.Ethernet(f.Head()).Source(), o.source, tick)
 		}
 	} else if nw == nil {
 		return nil, drop(DropNotOurs)
@@ -72,7 +72,7 @@ func (u *uplink) decide(sw *Switch, now *snapshot, f *frame.Frame, tick uint32) 
 
 // learnRemote enters the source of a frame from the wire, behind the VTEP that sent it. A VTEP that nobody knows is told to the
 // control side, and its guests are learned from its next frames.
-func (nw *network) learnRemote(sw *Switch, now *snapshot, u *uplink, mac wire.MAC, source *[16]byte, tick uint32) {
+func (nw *network) learnRemote(sw *Switch, now *snapshot, u *uplink, mac wire.MAC, source address, tick uint32) {
 	if mac.IsMulticast() {
 		return
 	}
@@ -85,7 +85,7 @@ func (nw *network) learnRemote(sw *Switch, now *snapshot, u *uplink, mac wire.MA
 		}
 		return
 	}
-	index, known := u.endpoints[*source]
+	index, known := u.endpoints[source]
 	if !known {
 		sw.discover(u, source)
 		return
@@ -95,6 +95,6 @@ func (nw *network) learnRemote(sw *Switch, now *snapshot, u *uplink, mac wire.MA
 }
 
 // has tells whether the tunnel is the one to an address on an uplink.
-func (t *tunnel) has(address *[16]byte, u *uplink) bool {
-	return t != nil && t.address == *address && t.link == u.link
+func (t *tunnel) has(address address, u *uplink) bool {
+	return t != nil && t.address == address && t.link == u.link
 }
