@@ -66,7 +66,7 @@ func TestGuestToGuestVirtioUser(t *testing.T) {
 	defer cancel()
 	p, err := peer.StartTestpmd(ctx, peer.TestpmdOptions{
 		Name: "g2g", Devices: devices, Mode: "mac", CPU: 1, MemoryMiB: 256, HugePages: true,
-		Args: []string{"--eth-peer=0,52:54:00:00:00:01", "--eth-peer=1,52:54:00:00:00:02", "--burst=64"},
+		Args: []string{"--eth-peer=0,52:54:00:00:00:02", "--eth-peer=1,52:54:00:00:00:01", "--burst=64"},
 	})
 	if err != nil {
 		t.Fatal(err)
