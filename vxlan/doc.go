@@ -3,7 +3,7 @@
 // The way of a frame:
 //
 //	guest ──▶ guestPort.Forward                        (guest.go)
-//	            judge: source, MTU, tags                 (judge.go, antispoof.go)
+//	            judge: source, MTU, tags                 (antispoof.go)
 //	            look up the destination's MAC            (table.go, learned.go)
 //	            ├─ a port here ────────────────────────▶ its link
 //	            ├─ a VTEP: write the outer headers in front of the head (tunnel.go) ─▶ the uplink's link

@@ -96,6 +96,9 @@ func (s *Switch) enter(d discovery) bool {
 func (s *Switch) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.vteps.learned == 0 {
+		return // and let the worker sleep
+	}
 	var tick uint32
 	s.worker.Do(func() { tick = uint32(s.worker.Now() >> tickShift) })
 	s.forgetVTEPs(tick)

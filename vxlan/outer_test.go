@@ -245,7 +245,7 @@ func oracle(b []byte, u *uplink) (d decoded, accepted, decodes bool) {
 			d.source = address4(l.SrcIP.To4())
 		case *layers.IPv6:
 			network = l
-			if address6(l.DstIP) != u.address {
+			if len(l.Contents) < 40 || address6(l.DstIP) != u.address {
 				return d, false, false
 			}
 			d.source = address6(l.SrcIP)
