@@ -112,14 +112,13 @@ func prepare(t *testing.T, ns *netlab.Namespace, name, config string) *daemon.Da
 	t.Helper()
 	d := daemon.New(daemon.Options{Name: name, Binary: shuntd(t), Namespace: ns, Dir: t.TempDir(), Config: config})
 	t.Cleanup(func() {
-		if !d.Running() {
-			return
-		}
-		if err := d.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if left, err := d.Leftovers(); err != nil || len(left) > 0 {
-			t.Errorf("%s left behind: %s (%v)", name, strings.Join(left, ", "), err)
+		if d.Running() || d.Died() {
+			if err := d.Stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+			if left, err := d.Leftovers(); err != nil || len(left) > 0 {
+				t.Errorf("%s left behind: %s (%v)", name, strings.Join(left, ", "), err)
+			}
 		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", name, d.Log())

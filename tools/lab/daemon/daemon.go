@@ -64,6 +64,7 @@ type Daemon struct {
 	client *api.Client
 	log    string          // of earlier processes
 	p      *netlab.Process // the last one; nil before the first
+	ended  bool            // it was asked to end, or expected to
 }
 
 // New prepares a daemon; nothing runs before Start.
@@ -100,6 +101,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 		}
 		select {
 		case <-d.p.Exited():
+			d.ended = true // the caller has it as an error
 			return d.exitError()
 		case <-ctx.Done():
 			return fmt.Errorf("start %s: %w: %w\n%s", d.o.Name, context.Cause(ctx), err, d.Log())
@@ -113,7 +115,7 @@ func (d *Daemon) launch() error {
 		return err
 	}
 	args := append([]string{"--config", d.ConfigFile()}, d.o.Args...)
-	d.log = d.Log()
+	d.log, d.ended = d.Log(), false
 	var err error
 	d.p, err = netlab.Start(d.o.Namespace.Command(context.Background(), d.o.Binary, args...))
 	return err
@@ -147,6 +149,9 @@ func (d *Daemon) exitError() error {
 // Running says whether the daemon was started and has not ended.
 func (d *Daemon) Running() bool { return d.p != nil && d.p.Running() }
 
+// Died says whether the daemon ended though nobody asked it to.
+func (d *Daemon) Died() bool { return d.p != nil && !d.ended && !d.p.Running() }
+
 // PID is that of the daemon's process.
 func (d *Daemon) PID() int { return d.p.PID() }
 
@@ -156,6 +161,10 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if d.p == nil {
 		return nil
 	}
+	if d.Died() {
+		return fmt.Errorf("stop %s: %w", d.o.Name, d.exitError())
+	}
+	d.ended = true
 	d.p.Signal(syscall.SIGTERM)
 	select {
 	case <-d.p.Exited():
@@ -178,6 +187,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 // Kill kills the daemon as a crash would and waits until it is gone.
 func (d *Daemon) Kill() {
 	if d.p != nil {
+		d.ended = true
 		d.p.Kill()
 	}
 }

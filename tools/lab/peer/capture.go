@@ -144,8 +144,12 @@ func Decode(ctx context.Context, path, filter string, fields ...string) ([][]str
 }
 
 // badPackets are those tshark finds a wrong checksum, a wrong length or
-// another breach of a protocol in, in outer or inner headers.
-const badPackets = `ip.checksum.status == "Bad" || udp.checksum.status == "Bad" || tcp.checksum.status == "Bad" || ` +
+// another breach of a protocol in, in outer or inner headers. It wants 0 where
+// a TCP checksum is 0xffff, which adds up just the same: whoever completes a
+// checksum without knowing the protocol, as Linux does for its own packets,
+// writes what is right for UDP.
+const badPackets = `ip.checksum.status == "Bad" || udp.checksum.status == "Bad" || ` +
+	`(tcp.checksum.status == "Bad" && tcp.checksum != 0xffff) || ` +
 	`icmp.checksum.status == "Bad" || icmpv6.checksum.status == "Bad" || udp.length.bad || _ws.malformed`
 
 // BadPackets returns a line for each packet of a capture that is not as its

@@ -42,7 +42,7 @@ func Ping(ctx context.Context, r Runner, address string, o PingOptions) (Pinged,
 	if wait == 0 {
 		wait = 5 * time.Second
 	}
-	out, err := r.Run(ctx, "ping", "-c", strconv.Itoa(count), "-s", strconv.Itoa(size), "-W", strconv.Itoa(int(wait.Seconds())), address)
+	out, err := r.Run(ctx, "ping", "-i", "0.2", "-c", strconv.Itoa(count), "-s", strconv.Itoa(size), "-W", strconv.Itoa(int(wait.Seconds())), address)
 	p, ok := parsePing(out)
 	if !ok {
 		return p, fmt.Errorf("ping %s: %w\n%s", address, err, out)
