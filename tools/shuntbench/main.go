@@ -1,4 +1,4 @@
-// Command shuntbench measures shunt: a thin face on package bench.
+// Shuntbench measures shunt: a thin face on package bench.
 //
 //	shuntbench list
 //	shuntbench run [SCENARIO...] [-o table|json]

@@ -1,4 +1,4 @@
-// Command demo shows shunt's main job on one machine, and takes everything down again:
+// Demo shows shunt's main job on one machine, and takes everything down again:
 //
 //	┌─ node A (a network namespace) ──────────┐        ┌─ node B (a network namespace) ──┐
 //	│  QEMU guest                              │        │                                 │
