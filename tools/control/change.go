@@ -34,18 +34,24 @@ type FailedError struct {
 	errs    []error
 }
 
-func (e *FailedError) Error() string {
-	lines := make([]string, len(e.Changes))
+func (e *FailedError) Error() string { return strings.Join(e.Reasons(), "\n") }
+
+// Reasons are a sentence for each object that failed by itself. Those that failed with it, because they need it, are in
+// Changes.
+func (e *FailedError) Reasons() []string {
+	var reasons []string
 	for i, c := range e.Changes {
-		lines[i] = fmt.Sprintf("%s %s: %s", c.Kind, c.Name, c.Error)
+		if !errors.Is(e.errs[i], errFollows) {
+			reasons = append(reasons, fmt.Sprintf("%s %s: %s", c.Kind, c.Name, c.Error))
+		}
 	}
-	return strings.Join(lines, "\n")
+	return reasons
 }
 
 // Unwrap returns the errors of the engine.
 func (e *FailedError) Unwrap() []error { return e.errs }
 
-// IsConflict reports whether all that failed did so for something in the way.
+// IsConflict reports whether all that failed did so for something in the way, or with something that did.
 func (e *FailedError) IsConflict() bool {
 	for _, err := range e.errs {
 		if !errors.Is(err, ErrConflict) {

@@ -36,7 +36,7 @@ type Controller struct {
 }
 
 // New returns a controller of an engine that holds nothing yet and was made from the workers and control sections of
-// start, which passed its rules. Apply brings up the rest.
+// start, which passed its rules. Start brings up the rest.
 func New(engine Engine, start *config.Config, log *slog.Logger) *Controller {
 	c := &Controller{engine: engine, log: log, started: time.Now(), turn: make(chan struct{}, 1)}
 	c.alive, c.end = context.WithCancel(context.Background())
@@ -92,19 +92,35 @@ func notNil[T any](list []T) []T {
 	return list
 }
 
+// Start brings up the rest of the configuration that New was given. A caller that gets an error gives up: the log does not say what
+// failed, the *FailedError does.
+func (c *Controller) Start(ctx context.Context, start *config.Config) error {
+	_, err := c.change(ctx, first, func(*config.Config) (*config.Config, error) { return start, nil })
+	return err
+}
+
 // Apply makes want the running configuration, and tells what became of every object that is or was in it. An object
 // that fails is left as it was, or absent when it is new, and the others go on: the error is then a *FailedError. Any
 // other error means that nothing was changed.
 func (c *Controller) Apply(ctx context.Context, want *config.Config) ([]Change, error) {
-	return c.change(ctx, true, func(*config.Config) (*config.Config, error) { return want, nil })
+	return c.change(ctx, whole, func(*config.Config) (*config.Config, error) { return want, nil })
 }
 
 // Edit is Apply for a configuration that is made from the running one, which edit gets and must not change.
 func (c *Controller) Edit(ctx context.Context, edit func(*config.Config) (*config.Config, error)) ([]Change, error) {
-	return c.change(ctx, false, edit)
+	return c.change(ctx, part, edit)
 }
 
-func (c *Controller) change(ctx context.Context, whole bool, edit func(*config.Config) (*config.Config, error)) ([]Change, error) {
+// extent is how much of the configuration a change speaks of.
+type extent uint8
+
+const (
+	part extent = iota
+	whole
+	first // whole, and nothing was there before
+)
+
+func (c *Controller) change(ctx context.Context, of extent, edit func(*config.Config) (*config.Config, error)) ([]Change, error) {
 	if err := c.take(ctx); err != nil {
 		return nil, err
 	}
@@ -124,7 +140,7 @@ func (c *Controller) change(ctx context.Context, whole bool, edit func(*config.C
 	// Not ctx: a caller that goes away does not leave half a change behind.
 	r := newReconciler(c.alive, c.engine, running, &want, c.running.Store)
 	changes := r.run()
-	c.remember(changes, whole)
+	c.remember(changes, of)
 	return changes, r.err(changes)
 }
 
@@ -176,17 +192,19 @@ func (c *Controller) forget(ctx context.Context, kind Kind, name string) bool {
 
 // remember logs what happened and keeps what failed. A failure of before stays known until its object is changed, or a
 // whole configuration is applied.
-func (c *Controller) remember(changes []Change, whole bool) {
+func (c *Controller) remember(changes []Change, of extent) {
 	failed := []Change{}
 	touched := map[object]bool{}
 	for _, change := range changes {
-		c.report(change)
+		if of != first || change.Action != Failed {
+			c.report(change)
+		}
 		touched[object{change.Kind, change.Name}] = change.Action != Unchanged
 		if change.Action == Failed {
 			failed = append(failed, change)
 		}
 	}
-	if !whole {
+	if of == part {
 		for _, before := range *c.failed.Load() {
 			if !touched[object{before.Kind, before.Name}] {
 				failed = append(failed, before)

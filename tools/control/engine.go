@@ -33,6 +33,9 @@ var (
 	ErrClosed = errors.New("shuntd is stopping")
 )
 
+// errFollows says that an object failed only because another one did, which has the reason.
+var errFollows = fmt.Errorf("an object before it failed: %w", ErrConflict)
+
 // because makes an error that is kind to errors.Is, and whose sentence does without kind's words.
 func because(kind error, format string, args ...any) error {
 	return &reason{fmt.Sprintf(format, args...), kind}

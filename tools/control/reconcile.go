@@ -222,7 +222,7 @@ func (r *reconciler) removePort(name string) error {
 func (r *reconciler) uplinkObstacle(u config.Uplink) error {
 	for _, o := range r.uplinks.now {
 		if o.Name != u.Name && (o.Interface != "" && o.Interface == u.Interface || o.VhostUser != "" && o.VhostUser == u.VhostUser) {
-			return because(ErrConflict, "uplink %s still holds what it needs", o.Name)
+			return because(errFollows, "uplink %s still holds what it needs", o.Name)
 		}
 	}
 	return r.socketObstacle(u.VhostUser, object{KindUplink, u.Name})
@@ -230,11 +230,11 @@ func (r *reconciler) uplinkObstacle(u config.Uplink) error {
 
 func (r *reconciler) networkObstacle(n config.Network) error {
 	if _, there := r.uplinks.now[n.Uplink]; n.Uplink != "" && !there {
-		return because(ErrConflict, "its uplink %s is not there", n.Uplink)
+		return because(errFollows, "its uplink %s is not there", n.Uplink)
 	}
 	for _, o := range r.networks.now {
 		if o.Name != n.Name && n.Uplink != "" && segmentOf(o) == segmentOf(n) {
-			return because(ErrConflict, "network %s still has its place on uplink %s", o.Name, n.Uplink)
+			return because(errFollows, "network %s still has its place on uplink %s", o.Name, n.Uplink)
 		}
 	}
 	return nil
@@ -242,11 +242,11 @@ func (r *reconciler) networkObstacle(n config.Network) error {
 
 func (r *reconciler) portObstacle(p config.Port) error {
 	if _, there := r.networks.now[p.Network]; !there {
-		return because(ErrConflict, "its network %s is not there", p.Network)
+		return because(errFollows, "its network %s is not there", p.Network)
 	}
 	for _, o := range r.ports.now {
 		if o.Name != p.Name && !p.MAC.IsZero() && o.MAC == p.MAC && o.Network == p.Network {
-			return because(ErrConflict, "port %s still has its MAC address %s", o.Name, p.MAC)
+			return because(errFollows, "port %s still has its MAC address %s", o.Name, p.MAC)
 		}
 	}
 	return r.socketObstacle(p.Socket, object{KindPort, p.Name})
@@ -258,12 +258,12 @@ func (r *reconciler) socketObstacle(socket string, of object) error {
 	}
 	for _, o := range r.uplinks.now {
 		if o.VhostUser == socket && of != (object{KindUplink, o.Name}) {
-			return because(ErrConflict, "uplink %s still has its socket %s", o.Name, socket)
+			return because(errFollows, "uplink %s still has its socket %s", o.Name, socket)
 		}
 	}
 	for _, o := range r.ports.now {
 		if o.Socket == socket && of != (object{KindPort, o.Name}) {
-			return because(ErrConflict, "port %s still has its socket %s", o.Name, socket)
+			return because(errFollows, "port %s still has its socket %s", o.Name, socket)
 		}
 	}
 	return nil

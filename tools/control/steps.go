@@ -97,7 +97,7 @@ func (r *reconciler) removeUplinks() {
 			continue
 		}
 		if user, used := users[name]; used {
-			r.fail(KindUplink, name, because(ErrConflict, "network %s still uses it", user))
+			r.fail(KindUplink, name, because(errFollows, "network %s still uses it", user))
 			continue
 		}
 		if err := r.removeUplink(name); err != nil {
@@ -219,7 +219,7 @@ func (r *reconciler) removeNetworks() {
 		}
 		var err error
 		if user, used := users[name]; used {
-			err = because(ErrConflict, "port %s is still in it", user)
+			err = because(errFollows, "port %s is still in it", user)
 		} else {
 			err = r.removeNetwork(name)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -49,11 +48,12 @@ func (c *command) read(file string) (*config.Config, error) {
 		}
 		return config.Parse("stdin", text)
 	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("read the configuration: %w", err)}
+	want, err := config.Read(file)
+	var invalid *config.Error
+	if err != nil && !errors.As(err, &invalid) {
+		return nil, usageError{err}
 	}
-	return config.Parse(file, text)
+	return want, err
 }
 
 func (c *command) delete() *cobra.Command {

@@ -204,7 +204,7 @@ func TestBadInput(t *testing.T) {
 		{"delete port", 2, "shuntctl: accepts 1 arg(s), received 0"},
 		{"fdb", 2, "shuntctl: accepts 1 arg(s), received 0"},
 		{"apply", 2, "shuntctl: apply which file? name it with -f"},
-		{"apply -f " + dir + "/none", 2, "shuntctl: read the configuration: open " + dir + "/none: no such file or directory"},
+		{"apply -f " + dir + "/none", 2, "shuntctl: read the configuration " + dir + "/none: no such file or directory: create it, or name another file"},
 		{"apply -f " + wrong, 2, wrong + ":1:8: ports: this is a number: it must be a list"},
 		{"apply -f -", 2, "stdin:1:8: ports: this is a string: it must be a list"},
 		{"status", 1, "shuntctl: no shuntd answers on " + socket + ": start it, or name its socket with --socket"},

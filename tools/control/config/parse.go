@@ -1,10 +1,43 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 )
+
+// Read is Parse for a file. An error that is no *Error says that there is nothing to read.
+func Read(file string) (*Config, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, unreadable(file, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, MaxDocument+1)) // it may be a device
+	if err != nil {
+		return nil, unreadable(file, err)
+	}
+	return Parse(file, text)
+}
+
+func unreadable(file string, err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		err = path.Err
+	}
+	advice := "name a file that can be read"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		advice = "create it, or name another file"
+	case errors.Is(err, fs.ErrPermission):
+		advice = "run as its owner or as root, or change its mode"
+	}
+	return fmt.Errorf("read the configuration %s: %w: %s", file, err, advice)
+}
 
 // Parse decodes and checks a YAML document. The file's name is for messages only. The error is an *Error.
 func Parse(file string, text []byte) (*Config, error) {

@@ -6,6 +6,7 @@
 //	            └ refused: exit 2 <── something is in the way: all undone, exit 2      │
 //	SIGHUP ─> read the file again, apply; what fails is logged, the rest runs on <─────┤
 //	SIGTERM, SIGINT ─> STOPPING ─> API, metrics, engine closed in bounded time: exit 0 <┘
+//	                      └ another one, 3 s later: exit 1 at once
 //
 // Exit status 2 says that the operator has something to change: a flag, the file, the host. Status 1 is a failure while
 // running.
@@ -94,7 +95,7 @@ type daemon struct {
 	Options
 	configFile string
 	check      bool
-	level      slog.Level
+	level      level
 	log        *slog.Logger
 }
 
@@ -116,14 +117,17 @@ func (d *daemon) command(status *int) *cobra.Command {
 	flags.SortFlags = false
 	flags.StringVar(&d.configFile, "config", DefaultConfig, "file of the configuration, YAML")
 	flags.BoolVar(&d.check, "check", false, "check the configuration and exit: 0 when it is good, 2 when not")
-	flags.TextVar(&d.level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
+	flags.Var(&d.level, "log-level", "least level that is logged: debug, info, warn or error")
 	return cmd
 }
 
 func (d *daemon) run() int {
-	d.log = newLog(d.Stderr, d.level)
-	c, err := readConfig(d.configFile)
+	d.log = newLog(d.Stderr, slog.Level(d.level))
+	c, err := config.Read(d.configFile)
 	if err != nil {
+		if invalid := (*config.Error)(nil); !errors.As(err, &invalid) { // whose lines begin with file, line and column
+			err = fmt.Errorf("shuntd: %w", err)
+		}
 		fmt.Fprintln(d.Stderr, err)
 		return ExitUsage
 	}
@@ -134,7 +138,9 @@ func (d *daemon) run() int {
 	runtime.GOMAXPROCS(max(len(c.Workers.CPUs), 1) + extraThreads)
 	r, err := d.start(c)
 	if err != nil {
-		d.log.Error("shuntd does not start", "error", err)
+		for _, reason := range reasons(err) {
+			d.log.Error("shuntd does not start", "error", reason)
+		}
 		return ExitUsage
 	}
 	d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
@@ -154,12 +160,13 @@ func (d *daemon) run() int {
 	return ExitOK
 }
 
-func readConfig(file string) (*config.Config, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+// reasons are the sentences of an error of start: one, but where several objects failed.
+func reasons(err error) []string {
+	var failed *control.FailedError
+	if errors.As(err, &failed) {
+		return failed.Reasons()
 	}
-	return config.Parse(file, text)
+	return []string{err.Error()}
 }
 
 // serve acts on signals until one of them, or a failure, ends it.
@@ -187,7 +194,7 @@ func (d *daemon) serve(r *running) error {
 func (d *daemon) reload(r *running) {
 	notify(d.log, reloading())
 	defer notify(d.log, ready)
-	c, err := readConfig(d.configFile)
+	c, err := config.Read(d.configFile)
 	if err != nil {
 		d.log.Error("the configuration is refused and the running one kept", "error", err)
 		return
@@ -215,17 +222,21 @@ const (
 	closeTime = 10 * time.Second
 )
 
-// stop closes everything, in bounded time. A second signal ends the wait.
+// oneSignal is how long further signals to stop are taken for the first one. timeout(1) signals its child and then its
+// process group, a terminal's Ctrl-C reaches the whole group and may be passed on too; a stop takes some tens of milliseconds.
+const oneSignal = 3 * time.Second
+
+// stop closes everything, in bounded time. A signal of somebody who has waited ends it.
 func (d *daemon) stop(r *running) error {
 	notify(d.log, stopping)
 	done := make(chan error, 1)
 	go func() { done <- r.close() }()
-	for {
+	for begin := time.Now(); ; {
 		select {
 		case err := <-done:
 			return err
 		case s := <-d.Signals:
-			if s != unix.SIGHUP {
+			if s != unix.SIGHUP && time.Since(begin) >= oneSignal {
 				return fmt.Errorf("a second signal (%s) ended the stop before it was done", s)
 			}
 		}

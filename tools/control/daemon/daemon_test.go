@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,11 +41,12 @@ func TestFlags(t *testing.T) {
 		{[]string{"--check", "--config", wrong}, 2, "", wrong + `:2:11: networks[0].name: "Blue" is not a name: use up to 63 lower-case letters, digits, dots and dashes, the first a letter or digit
 ` + wrong + ":3:10: networks[0].vni: 7 needs an uplink to be sent on: name one, or remove the vni to keep the network on this host\n"},
 		{[]string{"--config", wrong}, 2, "", wrong + ":2:11: networks[0].name: "},
-		{[]string{"--check", "--config", dir + "/none"}, 2, "", "read the configuration: open " + dir + "/none: no such file or directory\n"},
-		{[]string{"--check", "--config", dir}, 2, "", "is a directory"},
+		{[]string{"--check", "--config", dir + "/none"}, 2, "", "shuntd: read the configuration " + dir + "/none: no such file or directory: create it, or name another file\n"},
+		{[]string{"--check", "--config", dir}, 2, "", "shuntd: read the configuration " + dir + ": is a directory: name a file that can be read\n"},
+		{[]string{"--check", "--config", "/dev/zero"}, 2, "", "/dev/zero: the document is larger than 4 MiB\n"},
 		{[]string{"--chekc"}, 2, "", "shuntd: unknown flag: --chekc\nRun shuntd --help for the flags.\n"},
 		{[]string{"start"}, 2, "", "unknown command \"start\" for \"shuntd\""},
-		{[]string{"--log-level", "loud"}, 2, "", `invalid argument "loud" for "--log-level" flag`},
+		{[]string{"--log-level", "loud"}, 2, "", "shuntd: invalid argument \"loud\" for \"--log-level\" flag: choose debug, info, warn or error\nRun"},
 		{[]string{"--version"}, 0, "shuntd " + control.Version() + "\n", ""},
 		{[]string{"--help"}, 0, "--log-level", ""},
 	} {
@@ -234,6 +237,7 @@ func TestLife(t *testing.T) {
 	n.logged(t, "removed=1 unchanged=2 failed=1")
 
 	n.signals <- unix.SIGTERM
+	n.signals <- unix.SIGTERM // as from timeout(1)
 	n.expect(t, "STOPPING=1")
 	n.ends(t, 0)
 }
@@ -261,6 +265,21 @@ func TestStartRefused(t *testing.T) {
 		n.logged(t, `msg="shuntd does not start" error="port p1: its socket is in use"`)
 		n.cleaned(t)
 	})
+	t.Run("objects", func(t *testing.T) {
+		n := newNode(t, `uplinks: [{name: up0, interface: eth1}, {name: up1, interface: eth2}]
+networks: [{name: blue, uplink: up0}, {name: red, uplink: up1}]
+`)
+		n.engine.Fail = func(method, name string) error { return fmt.Errorf("no %s", name) }
+		if status := Main(n.options(n.engine, nil)); status != 2 {
+			t.Errorf("status %d", status)
+		}
+		n.logged(t, `msg="shuntd does not start" error="uplink up0: no up0"`)
+		n.logged(t, `msg="shuntd does not start" error="uplink up1: no up1"`)
+		if log := n.log.String(); strings.Count(log, "\n") != 2 { // of the networks, which only need the uplinks, nothing
+			t.Errorf("the log is\n%s", log)
+		}
+		n.cleaned(t)
+	})
 	t.Run("metrics", func(t *testing.T) {
 		taken, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -272,9 +291,52 @@ func TestStartRefused(t *testing.T) {
 		if status := Main(n.options(nil, errors.New("not reached"))); status != 2 {
 			t.Errorf("status %d", status)
 		}
-		n.logged(t, "address already in use: choose another address with control.metrics")
+		n.logged(t, fmt.Sprintf("control.metrics: nothing can listen on %s: address already in use: choose another address", taken.Addr()))
 		n.cleaned(t)
 	})
+}
+
+// TestStop counts signals that come together as one, and lets a later one end a stop that hangs.
+func TestStop(t *testing.T) {
+	stop := func(t *testing.T, takes time.Duration, at ...time.Duration) (err error) {
+		synctest.Test(t, func(t *testing.T) {
+			signals := make(chan os.Signal)
+			c := control.New(slow{takes: takes}, &config.Config{}, slog.New(slog.DiscardHandler))
+			d := &daemon{Options: Options{Signals: signals}, log: slog.New(slog.DiscardHandler)}
+			done := make(chan struct{})
+			go func() {
+				err = d.stop(&running{controller: c})
+				close(done)
+			}()
+			for _, delay := range at {
+				select {
+				case <-time.After(delay):
+					signals <- unix.SIGTERM
+				case <-done:
+				}
+			}
+			<-done
+			time.Sleep(takes) // the goroutine that is left behind must end within the test
+		})
+		return err
+	}
+	if err := stop(t, time.Second, 0, 0, time.Millisecond, 900*time.Millisecond); err != nil {
+		t.Error(err)
+	}
+	if err := stop(t, 8*time.Second, 0, oneSignal); err == nil || !strings.Contains(err.Error(), "a second signal (terminated) ended the stop") {
+		t.Errorf("%v", err)
+	}
+}
+
+// slow is an engine that takes its time to close.
+type slow struct {
+	*controltest.Engine
+	takes time.Duration
+}
+
+func (s slow) Close(context.Context) error {
+	time.Sleep(s.takes)
+	return nil
 }
 
 // mortal is an engine that ends by itself.

@@ -2,13 +2,34 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// level is slog's, as a flag.
+type level slog.Level
+
+func (l *level) String() string { return strings.ToLower(slog.Level(*l).String()) }
+
+// Type names the flag's value in the help.
+func (*level) Type() string { return "level" }
+
+// Set takes the four levels by name.
+func (l *level) Set(s string) error {
+	for _, known := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		if strings.EqualFold(s, known.String()) {
+			*l = level(known)
+			return nil
+		}
+	}
+	return errors.New("choose debug, info, warn or error")
+}
 
 // newLog returns a logger of one line a fact. Where the output is the journal, which has its own time and level, lines
 // begin with a priority as sd-daemon(3) reads it.

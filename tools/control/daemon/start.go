@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -36,7 +38,7 @@ func (d *daemon) start(c *config.Config) (_ *running, err error) {
 	}
 	if c.Control.Metrics != "" {
 		if r.metrics, err = net.Listen("tcp", c.Control.Metrics); err != nil {
-			return nil, fmt.Errorf("open the metrics listener: %w: choose another address with control.metrics", err)
+			return nil, fmt.Errorf("control.metrics: nothing can listen on %s: %w: choose another address", c.Control.Metrics, cause(err))
 		}
 	}
 	engine, err := d.NewEngine(c, d.log)
@@ -47,7 +49,7 @@ func (d *daemon) start(c *config.Config) (_ *running, err error) {
 		r.ended = e.Ended()
 	}
 	r.controller = control.New(engine, c, d.log)
-	if _, err = r.controller.Apply(context.Background(), c); err != nil {
+	if err = r.controller.Start(context.Background(), c); err != nil {
 		return nil, err
 	}
 	if e, can := engine.(Settler); can {
@@ -65,6 +67,15 @@ func (d *daemon) start(c *config.Config) (_ *running, err error) {
 		})
 	}
 	return r, nil
+}
+
+// cause is what the kernel said, without the calls that it went through.
+func cause(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
 }
 
 // serve runs a server, and tells when it ended by itself.
