@@ -60,7 +60,7 @@ func takeClaim(root string, dev device) (*claim, error) {
 			continue // its last owner removed it just now
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s belongs to %s, stop it or choose another interface", ErrBusy, dev.name, describeOwner(dir))
+			return nil, tell([]error{ErrBusy}, "interface %s belongs to %s: stop that, or choose another interface", dev.name, describeOwner(dir))
 		}
 		if err != nil {
 			return nil, Explain("claim "+dev.name, err)
@@ -170,7 +170,15 @@ func mountBPFFS(root string) error {
 	if rel, err := filepath.Rel(bpffs, root); err != nil || strings.HasPrefix(rel, "..") {
 		return fmt.Errorf("%w: pin path %s is on no BPF file system, mount one with `mount -t bpf bpf %s`", ErrInvalid, root, dir)
 	}
-	return Explain("mount a BPF file system on "+bpffs, unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"))
+	err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+	if err == nil {
+		return nil
+	}
+	causes := []error{err}
+	if errors.Is(err, os.ErrPermission) {
+		causes = append(causes, ErrPermission)
+	}
+	return tell(causes, "no BPF file system is on %s, and mounting one failed (%v): mount it as root with `mount -t bpf bpf %s`", bpffs, err, bpffs)
 }
 
 // sweep removes the pins of interfaces that no longer exist, which nobody else

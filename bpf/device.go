@@ -113,14 +113,15 @@ func (d device) evict() error {
 func (d device) refusal(mode Mode, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("%w: another XDP program came to %s meanwhile: %w", ErrBusy, d.name, err)
+		return tell([]error{ErrBusy, err}, "another XDP program came to %s meanwhile: try again", d.name)
 	case errors.Is(err, unix.ENODEV):
-		return fmt.Errorf("%w: %s has gone: %w", ErrNoInterface, d.name, err)
+		return tell([]error{ErrNoInterface, err}, "interface %s has gone meanwhile: try again", d.name)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOMEM):
 		return Explain(fmt.Sprintf("attach to %s in %s mode", d.name, mode), err)
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: the driver of %s has no %s XDP: %w", ErrNotSupported, d.name, mode, err)
+		return tell([]error{ErrNotSupported, err}, "the driver of %s has no %s XDP: ask for auto", d.name, mode)
 	}
-	return fmt.Errorf("%w: the driver of %s refuses %s XDP, lower its MTU of %d, give it more receive queues or turn receive offloads off: %w",
-		ErrNotSupported, d.name, mode, d.mtu, err)
+	return tell([]error{ErrNotSupported, err},
+		"the driver of %s refuses %s XDP (%v): lower its MTU of %d, give it more receive queues, turn receive offloads off, or ask for auto",
+		d.name, mode, reason(err), d.mtu)
 }

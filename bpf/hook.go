@@ -101,10 +101,12 @@ func (h *Hook) meetPredecessor() error {
 		return nil
 	}
 	if h.link == nil {
-		return fmt.Errorf("%w: %s runs %s, which is not pinned under %s; detach it or allow to replace it", ErrBusy, dev.name, dev.describe(), h.opts.PinPath)
+		return tell([]error{ErrBusy}, "interface %s runs %s, which shunt did not put there: take it off with `shuntbpf detach --force %s`, or choose another interface",
+			dev.name, dev.describe(), dev.name)
 	}
 	if !slices.Contains(h.opts.Succeeds, programName(dev.program)) {
-		return fmt.Errorf("%w: %s runs %s, pinned at %s; detach it or allow to replace it", ErrBusy, dev.name, dev.describe(), h.claim.link())
+		return tell([]error{ErrBusy}, "interface %s runs %s, pinned at %s: take it off with `shuntbpf detach %s`, or choose another interface",
+			dev.name, dev.describe(), h.claim.link(), dev.name)
 	}
 	return nil
 }
@@ -188,7 +190,7 @@ func (h *Hook) attachNew(progs []*ebpf.Program) error {
 // attach returns the error of the first program, whose demands are the lowest.
 func (d device) attach(mode Mode, progs []*ebpf.Program) (link.Link, error) {
 	if mode == Native && masked("xdp-native") {
-		return nil, fmt.Errorf("%w: native XDP is masked by SHUNT_MASK", ErrNotSupported)
+		return nil, tell([]error{ErrNotSupported}, "native XDP is masked by SHUNT_MASK: clear that, or ask for auto")
 	}
 	var first error
 	for _, prog := range progs {
@@ -274,7 +276,8 @@ func Detach(opts DetachOptions) error {
 	case hook.dev.program == 0:
 		return notAttached(hook.dev)
 	case hook.link == nil && !opts.Force:
-		return fmt.Errorf("%w: %s runs %s, which is not pinned under %s; force it off if nobody needs it", ErrBusy, hook.dev.name, hook.dev.describe(), hook.opts.PinPath)
+		return tell([]error{ErrBusy}, "interface %s runs %s, which is not pinned under %s: force it off if nobody needs it",
+			hook.dev.name, hook.dev.describe(), hook.opts.PinPath)
 	}
 	return hook.clear()
 }

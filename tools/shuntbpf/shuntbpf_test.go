@@ -259,8 +259,8 @@ func TestLivingOwnerIsShownAndRespected(t *testing.T) {
 	if all := m.status(t); len(all) != 1 || all[0].Owner != os.Getpid() || all[0].OwnerName == "" {
 		t.Errorf("status: %+v", all)
 	}
-	m.fails(t, 1, "taken", "attach", "up0", "--replace")
-	m.fails(t, 1, "taken", "detach", "up0")
+	m.fails(t, 1, "belongs to process", "attach", "up0", "--replace")
+	m.fails(t, 1, "belongs to process", "detach", "up0")
 	m.must(t, "detach", "up0", "--force")
 	if err := p.Close(); err != nil {
 		t.Error(err)
