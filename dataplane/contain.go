@@ -64,6 +64,9 @@ func (w *Worker) abandon(l *Link) {
 	}
 	drop(w.batch[:])
 	for i, to := range w.dirty {
+		if to == nil {
+			continue // flush had served it before the fault
+		}
 		drop(to.out[:to.nout])
 		to.nout, to.dirty = 0, false
 		w.dirty[i] = nil

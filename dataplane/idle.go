@@ -66,6 +66,7 @@ func (w *Worker) sleep() {
 	for _, s := range w.sources {
 		limit = min(limit, s.Arm())
 	}
+	w.countFree() // arming an uplink takes back what was transmitted
 	shm.Fence()
 	if w.pending() {
 		w.awake()

@@ -17,10 +17,12 @@ type mailbox struct {
 	asleep  atomic.Bool // written by the worker, read by senders: somebody must write event
 	event   int         // eventfd
 
-	mu      sync.Mutex
+	mu      sync.Mutex // held while a caller of Do serves itself
 	running bool
-	closed  bool // event is gone, and its number may be another file's
 	letters []letter
+
+	bell   sync.Mutex
+	closed bool // event is gone, and its number may be another file's
 }
 
 type letter struct {
@@ -63,8 +65,8 @@ func (w *Worker) Do(fn func()) {
 
 // ring ends the worker's sleep.
 func (m *mailbox) ring() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.bell.Lock()
+	defer m.bell.Unlock()
 	if !m.closed {
 		shm.Signal(m.event)
 	}
@@ -72,8 +74,8 @@ func (m *mailbox) ring() {
 
 // close gives the eventfd back. Whoever rings afterwards rings nobody.
 func (m *mailbox) close() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.bell.Lock()
+	defer m.bell.Unlock()
 	if m.closed {
 		return nil
 	}

@@ -45,6 +45,10 @@ func TestMain(m *testing.M) {
 		litmusDevice()
 		os.Exit(0)
 	}
+	if how := os.Getenv(crashChild); how != "" {
+		crash(how)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

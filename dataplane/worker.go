@@ -54,6 +54,7 @@ type Worker struct {
 	drain   []bool        // which of them are eventfds to be read
 	timeout unix.Timespec // of the current sleep; here, so that it is not allocated
 	stop    atomic.Bool
+	free    int // as stats.Free has it
 	stats   WorkerStats
 }
 
@@ -68,6 +69,8 @@ type WorkerStats struct {
 	Sleeps, Timeouts, Late atomic.Uint64
 	// Faults counts rounds that touched memory its owner had taken away.
 	Faults atomic.Uint64
+	// Free is how many frames of the pool were free at the end of the last round.
+	Free atomic.Int64
 }
 
 // NewWorker makes a worker; Run makes it work.
@@ -142,11 +145,20 @@ func (w *Worker) Round() (work int) {
 		s.Flush()
 	}
 	w.stats.Rounds.Store(w.stats.Rounds.Load() + 1)
+	w.countFree()
 	if w.busy = work > 0; w.busy {
 		w.stats.Busy.Add(1)
 		w.stats.Work.Add(uint64(work))
 	}
 	return work
+}
+
+// countFree tells how many frames are free, after what may have changed that.
+func (w *Worker) countFree() {
+	if n := w.pool.Len(); n != w.free {
+		w.free = n
+		w.stats.Free.Store(int64(n))
+	}
 }
 
 // Add begins to poll a source. Only within Do.
