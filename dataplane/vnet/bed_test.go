@@ -63,9 +63,16 @@ func newBed(tb testing.TB, features uint64) *bed {
 	if b.guest, err = vnettest.New(vnettest.Options{QueueSize: bedQueue, Features: vnet.FeatureVersion1}); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(b.guest.Close)
+	tb.Cleanup(b.close)
 	b.attach(features)
 	return b
+}
+
+// close ends the connection and frees the guest; once is as good as twice.
+func (b *bed) close() {
+	b.guest.Detach(b.port)
+	b.guest.Close()
+	_ = b.worker.Close()
 }
 
 // attach starts both rings anew, empty.
