@@ -174,9 +174,9 @@ func TestBadPaths(t *testing.T) {
 		"@abstract":                       "abstract",
 		"a\x00b":                          "zero byte",
 		strings.Repeat("x", 108):          "at most 107",
-		filepath.Join(dir, "none", "s"):   "create it",
+		filepath.Join(dir, "none", "s"):   "has no directory (no such file or directory): create it",
 		file:                              "is no socket",
-		filepath.Join(file, "s"):          "socket path",
+		filepath.Join(file, "s"):          "has no directory (not a directory): create it",
 		strings.Repeat("x", 107) + "\x00": "at most 107",
 	} {
 		before := openFDs(t)

@@ -51,11 +51,11 @@ func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, err
 		mode = 0o600
 	}
 	if err := os.Chmod(o.Path, mode); err != nil {
-		return nil, nil, fmt.Errorf("set the mode of the socket: %w", err)
+		return nil, nil, fmt.Errorf("set the mode of socket %s: %w", o.Path, reason(err))
 	}
 	if o.Owner != 0 || o.Group != 0 {
 		if err := os.Lchown(o.Path, orKeep(o.Owner), orKeep(o.Group)); err != nil {
-			return nil, nil, fmt.Errorf("give the socket to user %d and group %d: %w", o.Owner, o.Group, err)
+			return nil, nil, fmt.Errorf("give socket %s to user %d and group %d (0: as it is): %w: run as root or with CAP_CHOWN", o.Path, o.Owner, o.Group, reason(err))
 		}
 	}
 	info, err := os.Lstat(o.Path)
@@ -70,6 +70,15 @@ func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, err
 		return nil, nil, fmt.Errorf("listen on %s: %w", o.Path, err)
 	}
 	return l.(*net.UnixListener), info, nil
+}
+
+// reason is what the kernel said, without the call and the path.
+func reason(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 func orKeep(id int) int {
@@ -103,7 +112,7 @@ func clearStale(path string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at socket path: %w", err)
+		return bindError(path, err)
 	}
 	if info.Mode()&fs.ModeSocket == 0 {
 		return fmt.Errorf("%s exists and is no socket: remove it or choose another path", path)
@@ -127,12 +136,19 @@ func dead(path string) bool {
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) == unix.ECONNREFUSED
 }
 
+// bindError says why a socket cannot be at path.
 func bindError(path string, err error) error {
-	switch err {
-	case unix.EADDRINUSE:
-		return fmt.Errorf("%w: %s was just taken by another process", ErrInUse, path)
-	case unix.ENOENT, unix.ENOTDIR:
-		return fmt.Errorf("the directory of socket %s does not exist: create it: %w", path, err)
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return fmt.Errorf("socket %s: %w", path, err)
 	}
-	return fmt.Errorf("bind socket %s: %w", path, err)
+	switch errno {
+	case unix.EADDRINUSE:
+		return fmt.Errorf("%w: %s was just taken by another process: choose another path", ErrInUse, path)
+	case unix.ENOENT, unix.ENOTDIR:
+		return fmt.Errorf("socket %s has no directory (%w): create it, or choose another path", path, errno)
+	case unix.EACCES, unix.EPERM, unix.EROFS:
+		return fmt.Errorf("socket %s cannot be made there (%w): run as root, or choose a directory that can be written to", path, errno)
+	}
+	return fmt.Errorf("socket %s: %w", path, errno)
 }

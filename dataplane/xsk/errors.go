@@ -31,11 +31,11 @@ var (
 func explainSocket(err error) error {
 	switch {
 	case errors.Is(err, unix.EAFNOSUPPORT):
-		return fmt.Errorf("AF_XDP: %w; it needs one built with CONFIG_XDP_SOCKETS, 6.1 or newer", ErrNotSupported)
+		return fmt.Errorf("%w; it needs one built with CONFIG_XDP_SOCKETS, 6.1 or newer", ErrNotSupported)
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("AF_XDP socket: %w; run as root or with CAP_NET_RAW", ErrPermission)
+		return fmt.Errorf("%w; run as root or with CAP_NET_RAW", ErrPermission)
 	}
-	return fmt.Errorf("AF_XDP socket: %w", err)
+	return fmt.Errorf("open a socket: %w", err)
 }
 
 // explainBind says why bind failed.
@@ -46,7 +46,7 @@ func explainBind(err error, o *SocketOptions) error {
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w any more; was it removed or renamed?", ErrNoDevice)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("bind: %w; run as root or with CAP_NET_RAW and CAP_NET_ADMIN", ErrPermission)
+		return fmt.Errorf("%w; run as root or with CAP_NET_RAW and CAP_NET_ADMIN", ErrPermission)
 	case errors.Is(err, unix.EOPNOTSUPP) && o.Mode == ModeZeroCopy:
 		return fmt.Errorf("%w; ask for mode copy or auto, or check driver, MTU and queue", ErrNoZeroCopy)
 	case errors.Is(err, unix.EINVAL) && o.Mode == ModeZeroCopy:

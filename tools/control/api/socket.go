@@ -52,7 +52,7 @@ func Listen(path string, group config.Account) (*Listener, error) {
 
 // open binds the socket, while no other daemon looks for a stale one. A gid below zero is none.
 func (l *Listener) open(gid int) error {
-	unlock, err := lockDir(filepath.Dir(l.path))
+	unlock, err := lockDir(l.path)
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (l *Listener) open(gid int) error {
 	}}
 	bound, err := lc.Listen(context.Background(), "unix", l.path)
 	if err != nil {
-		return fmt.Errorf("open the control socket: %w", err)
+		return impossible(l.path, err)
 	}
 	l.UnixListener = bound.(*net.UnixListener)
 	l.SetUnlinkOnClose(false) // Close does it, and only if the file is still ours
@@ -79,7 +79,7 @@ func (l *Listener) open(gid int) error {
 	}
 	if err != nil {
 		_ = l.Close()
-		return fmt.Errorf("give the control socket its group: %w", err)
+		return fmt.Errorf("control.group: the control socket %s cannot be given to group %d (%w): run as root, or remove the key", l.path, gid, cause(err))
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (l *Listener) makeDir() error {
 	case err == nil:
 		l.madeDir = dir
 	case !errors.Is(err, fs.ErrExist):
-		return fmt.Errorf("make the directory of the control socket %s: %w: choose another with control.socket", l.path, err)
+		return impossible(l.path, err)
 	}
 	return nil
 }
@@ -115,10 +115,10 @@ func (l *Listener) removeDir() {
 
 // lockDir holds off other daemons that are about to look for a stale socket in the same directory. The lock goes with
 // the process.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
+func lockDir(path string) (unlock func(), err error) {
+	f, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, fmt.Errorf("open the directory of the control socket: %w", err)
+		return nil, impossible(path, err)
 	}
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -127,7 +127,7 @@ func lockDir(dir string) (unlock func(), err error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
 			_ = f.Close()
-			return nil, fmt.Errorf("lock %s, where the control socket is to be: %w", dir, err)
+			return nil, fmt.Errorf("another program holds the lock on the directory of the control socket %s (%w): stop it, or choose another path with control.socket", path, cause(err))
 		}
 	}
 }
@@ -139,7 +139,7 @@ func clearStale(path string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("look at the control socket: %w", err)
+		return impossible(path, err)
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%s is not a socket: remove it, or choose another path with control.socket", path)
 	}
@@ -151,9 +151,31 @@ func clearStale(path string) error {
 		return fmt.Errorf("%w: it answers on %s: stop it, or choose another path with control.socket", ErrTaken, path)
 	}
 	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("remove the control socket that a dead daemon left: %w", err)
+		return fmt.Errorf("the control socket %s that a dead daemon left cannot be removed (%w): remove it, or choose another path with control.socket",
+			path, cause(err))
 	}
 	return nil
+}
+
+// impossible says that there can be no control socket at path.
+func impossible(path string, err error) error {
+	advice := "choose another path with control.socket"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		advice = "create the directory, or " + advice
+	case errors.Is(err, fs.ErrPermission):
+		advice = "run as root, or " + advice
+	}
+	return fmt.Errorf("the control socket %s cannot be made (%w): %s", path, cause(err), advice)
+}
+
+// cause is what the kernel said, without the calls that it went through.
+func cause(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
 }
 
 func lookupGroup(group config.Account) (int, error) {

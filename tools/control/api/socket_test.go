@@ -70,9 +70,9 @@ func TestListenRefused(t *testing.T) {
 		group config.Account
 		want  string
 	}{
-		{filepath.Join(dir, "no", "such", "s"), "", "no such file or directory: choose another with control.socket"},
+		{filepath.Join(dir, "no", "such", "s"), "", "/no/such/s cannot be made (no such file or directory): create the directory, or choose another path with control.socket"},
 		{filepath.Join(dir, "new", "s"), "no-such-group", "control.group: this host has no group no-such-group: create it, or name another"},
-		{filepath.Join(dir, "new", strings.Repeat("x", 108)), "", "open the control socket"},
+		{filepath.Join(dir, "new", strings.Repeat("x", 108)), "", "cannot be made (invalid argument): choose another path with control.socket"},
 	} {
 		if l, err := api.Listen(test.path, test.group); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%v %v, want %s", l, err, test.want)
