@@ -29,3 +29,10 @@ TEXT ·Fence(SB), NOSPLIT, $0-0
 	LOCK
 	ADDL $0, 0(SP)
 	RET
+
+// func Prefetch(b []byte)
+TEXT ·Prefetch(SB), NOSPLIT, $0-24
+	MOVQ b_base+0(FP), AX
+	PREFETCHT0 (AX)
+	PREFETCHT0 64(AX)
+	RET

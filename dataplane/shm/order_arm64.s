@@ -25,3 +25,10 @@ TEXT ·Release32(SB), NOSPLIT, $0-12
 TEXT ·Fence(SB), NOSPLIT, $0-0
 	DMB $0xB // ISH
 	RET
+
+// func Prefetch(b []byte)
+TEXT ·Prefetch(SB), NOSPLIT, $0-24
+	MOVD b_base+0(FP), R0
+	PRFM (R0), PLDL1KEEP
+	PRFM 64(R0), PLDL1KEEP
+	RET

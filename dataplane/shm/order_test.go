@@ -69,14 +69,17 @@ func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
 	x, _ := View[uint16](b, 1)
 	y, _ := View[uint16](b[4096:], 1)
 	gate, _ := View[uint32](b[2*4096:], 2) // which round each side has come to
-	other, _ := View[uint16](b[3*4096:], 1)
-	const rounds = 30000
-	meet := func(me, peer int, round uint32) {
+	other, _ := View[uint16](b[3*4096:], 16)
+	const rounds = 60000
+	meet := func(me, peer int, round, delay uint32) {
 		Store32(&gate[me], round)
 		for spins := 0; Load32(&gate[peer]) < round; spins++ {
 			if spins > 1000 {
 				runtime.Gosched()
 			}
+		}
+		for range delay { // so that the two come together at every distance
+			Load16(&other[8])
 		}
 	}
 	var done sync.WaitGroup
@@ -84,19 +87,19 @@ func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
 	go func() {
 		defer done.Done()
 		for i := range uint32(rounds) {
-			meet(1, 0, 2*i+1)
+			meet(1, 0, 2*i+1, i%61)
 			Store16(&y[0], uint16(i+1))
 			Fence()
 			Store16(&other[0], Load16(&x[0]))
-			meet(1, 0, 2*i+2)
+			meet(1, 0, 2*i+2, 0)
 		}
 	}()
 	for i := range uint32(rounds) {
-		meet(0, 1, 2*i+1)
+		meet(0, 1, 2*i+1, i/61%61)
 		Store16(&x[0], uint16(i+1))
 		Fence()
 		mine := Load16(&y[0])
-		meet(0, 1, 2*i+2)
+		meet(0, 1, 2*i+2, 0)
 		if mine != uint16(i+1) && Load16(&other[0]) != uint16(i+1) {
 			t.Errorf("round %d: neither side saw the other's store", i)
 			break

@@ -226,6 +226,23 @@ func TestTransmitBrokenRing(t *testing.T) {
 	}
 }
 
+// The index is looked at again in the middle of a batch, when the chains known of are used up.
+func TestTransmitIndexJumps(t *testing.T) {
+	b := newBed(t, modern)
+	for i := range 3 {
+		b.offer(i*4096, 500)
+	}
+	b.transmit(counting(100))
+	b.guest.Layout(0).Avail[3] = 0x70
+	b.transmit(counting(100), counting(100), counting(100), counting(100))
+	if sent, lost := b.counters.TxPackets.Load(), b.drops()[vnet.DropGuestNotReady]; sent != 1 || lost != 4 {
+		t.Errorf("5 frames: %d sent, %d dropped as the port failed; want 1 and 4", sent, lost)
+	}
+	if b.port.State().Failed == nil {
+		t.Error("the port goes on")
+	}
+}
+
 func TestTransmitCalls(t *testing.T) {
 	b := newBed(t, modern)
 	call := b.guest.CallFD(0)
