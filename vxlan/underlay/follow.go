@@ -18,7 +18,7 @@ type event struct {
 	kind  eventKind
 	index int // of the interface, of linkChanged
 	neigh netlink.Neigh
-	gone  bool // the neighbour's entry
+	gone  bool // the neighbour's entry, or the interface
 }
 
 type eventKind uint8
@@ -53,8 +53,9 @@ func (u *Underlay) listen() {
 			m := &messages[i]
 			switch m.Header.Type {
 			case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
-				if len(m.Data) >= 8 { // ifinfomsg and ifaddrmsg have the index at the same place
-					u.tell(event{kind: linkChanged, index: int(binary.NativeEndian.Uint32(m.Data[4:]))})
+				if len(m.Data) >= 8 { // ifinfomsg and ifaddrmsg have family and index at the same places
+					gone := m.Header.Type == unix.RTM_DELLINK && m.Data[0] == unix.AF_UNSPEC // and not out of a bridge
+					u.tell(event{kind: linkChanged, index: int(binary.NativeEndian.Uint32(m.Data[4:])), gone: gone})
 				}
 			case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 				u.tell(event{kind: routesChanged})
@@ -90,7 +91,9 @@ func (u *Underlay) tell(e event) {
 // follower is the working state of follow, which alone touches it.
 type follower struct {
 	u          *Underlay
-	index      int // of the interface; 0: not there
+	index      int  // of the interface; 0: not there
+	came       int  // how often it did
+	left       bool // it went; one that is there now came anew, though with the same index, from another namespace
 	up         bool
 	local      vxlan.Local
 	routes     map[netip.Addr]route // by VTEP
@@ -166,6 +169,7 @@ func (f *follower) take(e event) {
 	case linkChanged:
 		// Also when ours is not there: the new one may be it.
 		f.linkStale = f.linkStale || e.index == f.index || f.index == 0
+		f.left = f.left || e.gone && e.index == f.index
 	case routesChanged:
 		f.routesStale = true
 	case neighbourChanged:
@@ -190,7 +194,7 @@ func (f *follower) refresh() {
 	if f.linkStale || f.allStale {
 		was, up := f.index, f.up
 		if err := f.readLink(); err != nil && was != 0 {
-			f.u.log.Error("the uplink's interface went away", "error", err)
+			f.u.log.Error("lost the uplink's interface", "error", err)
 		}
 		f.allStale = f.allStale || f.index != was || f.up != up
 		f.routesStale = true
@@ -269,7 +273,7 @@ func (f *follower) unresolved() bool {
 
 // next makes the state that the answers come from.
 func (f *follower) next() *state {
-	s := &state{local: f.local, up: f.up, hops: make(map[netip.Addr]Hop, len(f.routes))}
+	s := &state{local: f.local, presence: Presence{f.index, f.came}, up: f.up, hops: make(map[netip.Addr]Hop, len(f.routes))}
 	for vtep, r := range f.routes {
 		h := Hop{Gateway: r.gateway, Problem: r.problem}
 		if r.problem == "" {

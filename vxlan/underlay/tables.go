@@ -39,17 +39,20 @@ func (f *follower) readLink() error {
 		f.index, f.up = 0, false
 		var missing netlink.LinkNotFoundError
 		if errors.As(err, &missing) {
-			return fmt.Errorf("uplink %s: %w: create it or name another one", o.Interface, ErrNoInterface)
+			return fmt.Errorf("interface %s: %w: create it, or name one that ip link shows", o.Interface, ErrNoInterface)
 		}
-		return fmt.Errorf("uplink %s: %w", o.Interface, err)
+		return fmt.Errorf("interface %s: %w", o.Interface, err)
 	}
 	a := link.Attrs()
-	f.index, f.local.MTU = a.Index, a.MTU
+	if f.index != a.Index || f.left {
+		f.came++
+	}
+	f.index, f.left, f.local.MTU = a.Index, false, a.MTU
 	f.up = a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_LOWER_UP != 0
 	if mac, ok := wire.MACFromHardware(a.HardwareAddr); ok {
 		f.local.MAC = mac
 	} else {
-		return fmt.Errorf("uplink %s: not an Ethernet interface, its address has %d octets", o.Interface, len(a.HardwareAddr))
+		return fmt.Errorf("interface %s is no Ethernet interface, its address has %d octets: choose another", o.Interface, len(a.HardwareAddr))
 	}
 	f.local.Address = o.Address.Unmap()
 	if !f.local.Address.IsValid() {

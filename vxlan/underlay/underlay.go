@@ -27,7 +27,7 @@ type Options struct {
 }
 
 // ErrNoInterface says that the uplink's interface is not there.
-var ErrNoInterface = errors.New("no such network interface")
+var ErrNoInterface = errors.New("no such interface")
 
 // Underlay is the vxlan.Resolver of one interface. It stays in the network namespace in which it was made.
 type Underlay struct {
@@ -53,13 +53,23 @@ var _ vxlan.Resolver = (*Underlay)(nil)
 
 // state is what is known, immutable.
 type state struct {
-	local vxlan.Local
-	up    bool
-	hops  map[netip.Addr]Hop
+	local    vxlan.Local
+	presence Presence
+	up       bool
+	hops     map[netip.Addr]Hop
+}
+
+// Presence tells whether the interface is there, and whether it is still the one it was.
+type Presence struct {
+	// Index is the interface's, 0 while there is none.
+	Index int
+	// Came is how often an interface of the name came, the one that New found included: sockets and programs of an earlier one
+	// have nothing to do with this one.
+	Came int
 }
 
 func (s *state) equal(t *state) bool {
-	return s.local == t.local && s.up == t.up && maps.Equal(s.hops, t.hops)
+	return s.local == t.local && s.presence == t.presence && s.up == t.up && maps.Equal(s.hops, t.hops)
 }
 
 // Hop is the way to a VTEP, for people.
@@ -87,11 +97,11 @@ func New(o Options) (*Underlay, error) {
 	u.socket, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,
 		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("uplink %s: following the kernel's routes and neighbours: %w", o.Interface, err)
+		return nil, fmt.Errorf("interface %s: following the kernel's routes and neighbours: %w", o.Interface, err)
 	}
 	if u.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		u.socket.Close()
-		return nil, fmt.Errorf("uplink %s: netlink: %w", o.Interface, err)
+		return nil, fmt.Errorf("interface %s: netlink: %w", o.Interface, err)
 	}
 	f := newFollower(u)
 	if err := f.readLink(); err != nil {
@@ -143,6 +153,9 @@ func (u *Underlay) NextHop(vtep netip.Addr) (vxlan.NextHop, bool) {
 
 // Local is the interface's end as of now.
 func (u *Underlay) Local() vxlan.Local { return u.state.Load().local }
+
+// Presence is that of the interface as of now.
+func (u *Underlay) Presence() Presence { return u.state.Load().presence }
 
 // Up tells whether the interface is there, set up, and has a carrier.
 func (u *Underlay) Up() bool { return u.state.Load().up }

@@ -256,10 +256,33 @@ func TestInterfaceGoesAndComes(t *testing.T) {
 	l.start(Options{})
 	l.u.Want([]netip.Addr{peer4})
 	l.reaches(peer4, thereMAC)
+	first := l.u.Presence()
+	if first.Index == 0 || first.Came != 1 {
+		t.Errorf("%+v", first)
+	}
 	l.ip(l.here, "link", "delete", "up0")
 	l.loses(peer4)
+	if p := l.u.Presence(); p.Index != 0 || p.Came != 1 {
+		t.Errorf("%+v", p)
+	}
 	l.veth()
 	l.reaches(peer4, thereMAC)
+	if p := l.u.Presence(); p.Index == 0 || p.Came != 2 {
+		t.Errorf("%+v", p)
+	}
+}
+
+// TestInterfaceVisitsAnotherNamespace has it come back with the index that it had, and perhaps before anybody looked.
+func TestInterfaceVisitsAnotherNamespace(t *testing.T) {
+	l := newLab(t)
+	l.start(Options{})
+	before := l.u.Presence()
+	l.ip(l.here, "link", "set", "up0", "netns", l.there.Path())
+	l.ip(l.there, "link", "set", "up0", "netns", l.here.Path())
+	l.wait("it did not come back", func() bool { return l.u.Presence().Came == 2 })
+	if p := l.u.Presence(); p.Index != before.Index {
+		t.Logf("it has another index: %+v, had %+v", p, before)
+	}
 }
 
 func TestAddress(t *testing.T) {
