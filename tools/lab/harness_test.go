@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -276,3 +277,7 @@ func goodPackets(t *testing.T, ctx context.Context, path string) {
 		}
 	}
 }
+
+// asExit says whether a program ran in a guest and ended with another status
+// than 0, as ping does when nothing came back.
+func asExit(err error, exit **guest.ExitError) bool { return errors.As(err, exit) }
