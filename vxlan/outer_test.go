@@ -205,8 +205,8 @@ func FuzzOuter(f *testing.F) {
 			return
 		}
 		if !decodes {
-			if u.is6 && b[20] != wire.ProtoUDP {
-				return // gopacket knows some extension headers only, and does not look into atomic fragments (RFC 6946)
+			if u.is6 && b[20] != wire.ProtoUDP || u.is4 && b[14] != 0x45 {
+				return // gopacket knows some extension headers only, does not look into atomic fragments (RFC 6946), and reads options
 			}
 			t.Fatal("accepted, gopacket does not decode it")
 		}
@@ -239,7 +239,7 @@ func oracle(b []byte, u *uplink) (d decoded, accepted, decodes bool) {
 		switch l := l.(type) {
 		case *layers.IPv4:
 			network, fragment = l, l.Flags&layers.IPv4MoreFragments != 0 || l.FragOffset != 0
-			if len(l.Contents) < 20 || wire.Sum(0, l.Contents) != 0xffff || address4(l.DstIP.To4()) != u.address {
+			if len(l.Contents) < 20 || l.DstIP == nil || wire.Sum(0, l.Contents) != 0xffff || address4(l.DstIP.To4()) != u.address {
 				return d, false, false
 			}
 			d.source = address4(l.SrcIP.To4())
