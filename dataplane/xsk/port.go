@@ -10,7 +10,7 @@ import (
 	"github.com/shuntio/shunt/dataplane/frame"
 )
 
-// Why a port drops frames. What the kernel drops is in Statistics.
+// Why a port drops frames.
 var (
 	// DropTooLong is for frames that the uplink's MTU, or a chunk, can't hold.
 	DropTooLong = dataplane.NewReason("too-long-for-uplink", "the frame is longer than the uplink's MTU allows; lower the MTU of the network or raise the uplink's")
@@ -26,6 +26,13 @@ var (
 	DropDown = dataplane.NewReason("uplink-down", "the uplink's interface is down or was removed")
 	// DropMalformed is for received descriptors that make no sense, and packets that span several of them.
 	DropMalformed = dataplane.NewReason("uplink-malformed", "the uplink received a packet that does not fit one frame")
+)
+
+// Why the kernel drops packets that were steered to a socket, before a port sees them. It counts them in Statistics, as RxDropped and
+// RxRingFull; the names are here for those who report that.
+var (
+	DropNoFrame     = dataplane.NewReason("uplink-no-frame", "the kernel found no free frame for a packet from the uplink, or one longer than a frame: packets come faster than the worker takes them, or its frames are all in use")
+	DropReceiveFull = dataplane.NewReason("uplink-receive-full", "the receive ring of the uplink's socket was full: packets come faster than the worker takes them")
 )
 
 const (

@@ -47,6 +47,9 @@ type WorkerStatus struct {
 	Rounds  uint64      `json:"rounds"`  // of the loop
 	Sleeps  uint64      `json:"sleeps"`  // times it waited in the kernel
 	Packets uint64      `json:"packets"` // that it forwarded or dropped
+	// Frames is how many packets its memory holds; FreeFrames is how many more it has room for now.
+	Frames     int `json:"frames"`
+	FreeFrames int `json:"free-frames"`
 }
 
 // UplinkStatus is the state of a way to other hosts, with the modes in force.
@@ -55,7 +58,7 @@ type UplinkStatus struct {
 	Interface  string     `json:"interface,omitempty"`
 	VhostUser  string     `json:"vhost-user,omitempty"`
 	State      State      `json:"state"`
-	Reason     string     `json:"reason,omitempty"` // of a failed state
+	Reason     string     `json:"reason,omitempty"` // of a state other than up
 	XDP        string     `json:"xdp,omitempty"`    // native or generic
 	Bind       string     `json:"bind,omitempty"`   // zerocopy or copy
 	Queues     int        `json:"queues"`
@@ -74,6 +77,8 @@ type NetworkStatus struct {
 	Ports    int    `json:"ports"`
 	Static   int    `json:"static"`  // forwarding entries of the configuration
 	Learned  int    `json:"learned"` // forwarding entries learned
+	// Problem is why not all packets of the network's MTU get through, since its uplink's changed.
+	Problem string `json:"problem,omitempty"`
 }
 
 // State is that of a port or uplink.

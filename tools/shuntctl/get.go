@@ -29,13 +29,14 @@ func (c *command) status() *cobra.Command {
 
 func drawStatus(t *table, s control.Status, now time.Time) {
 	t.line("shuntd %s, process %d, up %s", s.Version, s.PID, span(now.Sub(s.Started)))
-	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS")
+	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS", "FREE FRAMES")
 	for _, w := range s.Workers {
 		cpu := fmt.Sprint(w.CPU)
 		if w.CPU < 0 {
 			cpu = "any"
 		}
-		t.row(w.ID, cpu, w.Idle, fmt.Sprintf("%.1f %%", 100*w.Busy), count(w.Rounds), count(w.Sleeps), count(w.Packets))
+		t.row(w.ID, cpu, w.Idle, fmt.Sprintf("%.1f %%", 100*w.Busy), count(w.Rounds), count(w.Sleeps), count(w.Packets),
+			fmt.Sprintf("%d of %d", w.FreeFrames, w.Frames))
 	}
 	if len(s.Uplinks) > 0 {
 		drawUplinks(t, s.Uplinks)
@@ -76,6 +77,11 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 			vni = "flat"
 		}
 		t.row(n.Name, vni, n.Uplink, n.MTU, yes(n.Learning), n.Ports, n.Static, n.Learned)
+	}
+	for _, n := range list {
+		if n.Problem != "" {
+			t.line("network %s: %s", n.Name, n.Problem)
+		}
 	}
 }
 

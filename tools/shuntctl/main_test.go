@@ -45,7 +45,8 @@ func daemon(t *testing.T) (*controltest.Engine, string) {
 	e := &controltest.Engine{
 		Report: func() control.EngineStatus {
 			return control.EngineStatus{
-				Workers: []control.WorkerStatus{{CPU: 1, Idle: config.IdleAdaptive, Busy: 0.123, Rounds: 1234567, Sleeps: 89, Packets: 1000}},
+				Workers: []control.WorkerStatus{{CPU: 1, Idle: config.IdleAdaptive, Busy: 0.123, Rounds: 1234567, Sleeps: 89, Packets: 1000,
+					Frames: 16384, FreeFrames: 14336}},
 				Uplinks: []control.UplinkStatus{
 					{Name: "up0", Interface: "eth1", State: control.StateUp, XDP: "native", Bind: "copy", Queues: 2, Address: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Neighbours: 1},
 					{Name: "up1", VhostUser: "/run/shunt/up1.sock", State: control.StateDisconnected, Queues: 1, MTU: 1500},

@@ -63,6 +63,7 @@ var (
 	roundsDesc  = desc("worker_rounds_total", "Rounds of a worker's loop.", "worker")
 	sleepsDesc  = desc("worker_sleeps_total", "Times a worker slept in the kernel.", "worker")
 	packetsDesc = desc("worker_packets_total", "Packets that a worker forwarded or dropped.", "worker")
+	framesDesc  = desc("worker_free_frames", "Packets that a worker has room for now.", "worker")
 	portDesc    = desc("port_connected", "Whether the port's guest is connected.", "port", "network")
 	uplinkDesc  = desc("uplink_up", "Whether the uplink has carrier or its peer is connected.", "uplink")
 	nextHopDesc = desc("uplink_neighbours", "Next hops whose MAC address is known.", "uplink")
@@ -78,7 +79,7 @@ func (*collector) Describe(out chan<- *prometheus.Desc) {
 		out <- t.txBytes
 	}
 	for _, d := range []*prometheus.Desc{dropsDesc, eventsDesc, buildDesc, failedDesc, busyDesc, roundsDesc, sleepsDesc,
-		packetsDesc, portDesc, uplinkDesc, nextHopDesc, fdbDesc} {
+		packetsDesc, framesDesc, portDesc, uplinkDesc, nextHopDesc, fdbDesc} {
 		out <- d
 	}
 }
@@ -114,6 +115,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		counter(roundsDesc, w.Rounds, id)
 		counter(sleepsDesc, w.Sleeps, id)
 		counter(packetsDesc, w.Packets, id)
+		gauge(framesDesc, float64(w.FreeFrames), id)
 	}
 	for _, u := range s.Uplinks {
 		gauge(uplinkDesc, truth(u.State == control.StateUp || u.State == control.StateConnected), u.Name)
