@@ -26,6 +26,7 @@ func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 		return 0
 	}
 	chains = min(chains, len(into), pool.Len())
+	q.ring.Hint(chains)
 	bytes, taken := 0, 0
 	for ; taken < chains; taken++ {
 		p.taking = taken + 1

@@ -21,6 +21,9 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 		return
 	}
 	q.ring.Rewind() // what a call left that the memory of a frame's sender cut off
+	if chains, err := q.ring.Available(); err == nil {
+		q.ring.Hint(min(chains, len(frames)))
+	}
 	packets, bytes := 0, 0
 	for i, f := range frames {
 		chains, err := q.ring.Available()
