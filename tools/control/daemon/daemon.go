@@ -138,9 +138,7 @@ func (d *daemon) run() int {
 	runtime.GOMAXPROCS(max(len(c.Workers.CPUs), 1) + extraThreads)
 	r, err := d.start(c)
 	if err != nil {
-		for _, reason := range reasons(err) {
-			d.log.Error("shuntd does not start", "error", reason)
-		}
+		d.refuse(err)
 		return ExitUsage
 	}
 	d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
@@ -160,13 +158,21 @@ func (d *daemon) run() int {
 	return ExitOK
 }
 
-// reasons are the sentences of an error of start: one, but where several objects failed.
-func reasons(err error) []string {
+// refuse tells why there is no start: in a sentence, but where several objects failed. It is not for a log, but for whoever is to
+// change something; only the journal gets it with its level.
+func (d *daemon) refuse(err error) {
+	reasons := []string{err.Error()}
 	var failed *control.FailedError
 	if errors.As(err, &failed) {
-		return failed.Reasons()
+		reasons = failed.Reasons()
 	}
-	return []string{err.Error()}
+	for _, reason := range reasons {
+		if _, is := d.log.Handler().(*journal); is {
+			d.log.Error("shuntd does not start", "error", reason)
+		} else {
+			fmt.Fprintf(d.Stderr, "shuntd: %s\n", reason)
+		}
+	}
 }
 
 // serve acts on signals until one of them, or a failure, ends it.
