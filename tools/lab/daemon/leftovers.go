@@ -25,7 +25,9 @@ func (d *Daemon) Refuse(ctx context.Context) (*ExitError, error) {
 	if err == nil {
 		err = fmt.Errorf("%s runs, though it should have refused\n%s", d.o.Name, d.Log())
 	}
-	d.Kill()
+	if d.Running() {
+		err = errors.Join(err, d.Stop(ctx))
+	}
 	return nil, err
 }
 
