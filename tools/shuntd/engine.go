@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"sync"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -153,22 +154,41 @@ func (e *engine) link(l *dataplane.Link, fd int, events int16) {
 	})
 }
 
-// unlink is the reverse of link. Afterwards the worker has nothing of the link any more.
+// unlink is the reverse of link. Afterwards the worker has nothing of the link's port any more; what it still sends there is
+// dropped and counted.
 func (e *engine) unlink(l *dataplane.Link, fd int) {
 	e.worker.Do(func() {
 		if fd >= 0 {
 			e.worker.Unwatch(fd)
 		}
 		e.worker.Remove(l)
+		l.Port = absent{l.Counters}
 	})
 }
 
-// conflict marks errors that say that something stands in the way.
-func conflict(err error, kinds ...error) error {
+// refused makes the controller's of a part's error. The controller puts the object's kind and name in front, so they go where the
+// part names it, too; kinds are those that say that something stands in the way.
+func refused(err error, kinds ...error) error {
+	r := &refusal{sentence: err.Error(), causes: []error{err}}
+	if named := ownName.FindString(r.sentence); named != "" {
+		r.sentence = r.sentence[len(named):]
+	}
 	for _, kind := range kinds {
 		if errors.Is(err, kind) {
-			return fmt.Errorf("%w (%w)", err, control.ErrConflict)
+			r.causes = append(r.causes, control.ErrConflict)
+			break
 		}
 	}
-	return err
+	return r
 }
+
+// ownName is how package vxlan begins its errors.
+var ownName = regexp.MustCompile(`^(uplink|network|port) \S+: `)
+
+type refusal struct {
+	sentence string
+	causes   []error
+}
+
+func (r *refusal) Error() string   { return r.sentence }
+func (r *refusal) Unwrap() []error { return r.causes }

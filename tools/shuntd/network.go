@@ -14,6 +14,8 @@ import (
 // network is a layer 2 segment in service.
 type network struct {
 	config config.Network
+	// problem is why its uplink does not carry all of its packets any more; see misfit.
+	problem string
 }
 
 func (n *network) flat() bool { return n.config.VNI == 0 && n.config.Uplink != "" }
@@ -53,10 +55,15 @@ func (e *engine) UpdateNetwork(_ context.Context, c config.Network) error {
 // setNetwork gives a network to the switch, and its frames on the wire to the switch.
 func (e *engine) setNetwork(n *network) error {
 	if err := e.fabric.SetNetwork(vxlanNetwork(n)); err != nil {
-		return conflict(err, vxlan.ErrConflict)
+		return refused(err, vxlan.ErrConflict)
 	}
+	return e.steer(n)
+}
+
+// steer makes the frames of a network on the wire ours, now or when its uplink is there.
+func (e *engine) steer(n *network) error {
 	u := e.uplinks[n.config.Uplink]
-	if u == nil {
+	if u == nil || u.program == nil {
 		return nil
 	}
 	u.steer.Lock()
@@ -66,7 +73,7 @@ func (e *engine) setNetwork(n *network) error {
 	}
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
-			if err := e.steerMAC(n, p.config.MAC); err != nil {
+			if err := u.program.AddMAC(p.config.MAC, 0); err != nil {
 				return err
 			}
 		}
@@ -80,7 +87,7 @@ func (e *engine) setNetwork(n *network) error {
 // unsteer leaves a network's frames on the wire to the kernel again.
 func (e *engine) unsteer(n *network) error {
 	u := e.uplinks[n.config.Uplink]
-	if u == nil {
+	if u == nil || u.program == nil {
 		return nil
 	}
 	u.steer.Lock()

@@ -37,11 +37,11 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
-	owner, err := account(c.Owner, lookupUser)
+	owner, err := account("owner", c.Owner, lookupUser)
 	if err != nil {
 		return err
 	}
-	group, err := account(c.Group, lookupGroup)
+	group, err := account("group", c.Group, lookupGroup)
 	if err != nil {
 		return err
 	}
@@ -59,14 +59,14 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 	}
 	p.link.Port = p.device
 	if err = e.fabric.AttachPort(p.link, vxlanPort(c)); err != nil {
-		return conflict(err, vxlan.ErrConflict)
+		return refused(err, vxlan.ErrConflict)
 	}
 	e.link(p.link, -1, 0)
 	backend, err := vhostuser.Listen(vhostuser.Options{
 		Path: c.Socket, Mode: fs.FileMode(c.Mode), Owner: owner, Group: group, Log: e.log.With("port", c.Name),
 	}, p.device)
 	if err != nil {
-		return conflict(err, vhostuser.ErrInUse)
+		return refused(err, vhostuser.ErrInUse)
 	}
 	p.backend.Store(backend)
 	if err = e.steerMAC(n, c.MAC); err != nil {
@@ -88,9 +88,11 @@ func checkFlat(n *network, c config.Port) error {
 // steerMAC makes frames to a guest's address ours, if its network is a flat one on an uplink.
 func (e *engine) steerMAC(n *network, mac config.MAC) error {
 	u := e.uplinks[n.config.Uplink]
-	if u == nil || !n.flat() {
+	if u == nil || u.program == nil || !n.flat() {
 		return nil
 	}
+	u.steer.Lock()
+	defer u.steer.Unlock()
 	return u.program.AddMAC(mac, 0)
 }
 
@@ -113,7 +115,7 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 		return err
 	}
 	if err := e.fabric.SetPort(vxlanPort(c)); err != nil {
-		return conflict(err, vxlan.ErrConflict)
+		return refused(err, vxlan.ErrConflict)
 	}
 	was := p.config
 	p.config = c
@@ -129,10 +131,13 @@ func (e *engine) unsteerMAC(was config.Port) error {
 	if n == nil || !n.flat() {
 		return nil
 	}
-	if u := e.uplinks[n.config.Uplink]; u != nil {
-		return u.program.RemoveMAC(was.MAC)
+	u := e.uplinks[n.config.Uplink]
+	if u == nil || u.program == nil {
+		return nil
 	}
-	return nil
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	return u.program.RemoveMAC(was.MAC)
 }
 
 // RemovePort implements control.Engine.
@@ -173,7 +178,7 @@ func vxlanPort(c config.Port) vxlan.Port {
 }
 
 // account is the number of a user or group, which may be given by name; 0 if none is.
-func account(name config.Account, lookup func(string) (string, error)) (int, error) {
+func account(key string, name config.Account, lookup func(string) (string, error)) (int, error) {
 	if name == "" {
 		return 0, nil
 	}
@@ -182,7 +187,7 @@ func account(name config.Account, lookup func(string) (string, error)) (int, err
 	}
 	id, err := lookup(string(name))
 	if err != nil {
-		return 0, fmt.Errorf("%w; create it or give a number", err)
+		return 0, fmt.Errorf("%s: this host has no %s: create it, name another, or give a number", key, name)
 	}
 	return strconv.Atoi(id)
 }

@@ -2,13 +2,14 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/packet"
 	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/vxlan"
@@ -21,6 +22,7 @@ func (e *engine) Status() control.EngineStatus {
 	w := e.worker.Stats()
 	s := control.EngineStatus{Workers: []control.WorkerStatus{{
 		CPU: e.cpu, Idle: e.idle, Busy: e.load.busy(), Rounds: w.Rounds.Load(), Sleeps: w.Sleeps.Load(), Packets: w.Work.Load(),
+		Frames: e.umem.Memory().Len(), FreeFrames: int(w.Free.Load()),
 	}}}
 	for _, u := range e.uplinks {
 		s.Uplinks = append(s.Uplinks, u.status())
@@ -37,16 +39,33 @@ func (e *engine) Status() control.EngineStatus {
 func (u *uplink) status() control.UplinkStatus {
 	local := u.resolve.Local()
 	s := control.UplinkStatus{
-		Name: u.config.Name, Interface: u.config.Interface, State: control.StateUp, XDP: u.program.Mode().String(), Bind: "copy",
-		Queues: len(u.queues), Address: local.Address, MTU: local.MTU, Neighbours: u.neighbours(),
+		Name: u.config.Name, Interface: u.config.Interface, Queues: len(u.queues), Address: local.Address, MTU: local.MTU,
+		Neighbours: u.neighbours(),
 	}
+	s.State, s.Reason = u.state()
+	if u.program == nil {
+		return s
+	}
+	s.XDP, s.Bind = u.program.Mode().String(), "copy"
 	if u.zeroCopy() {
 		s.Bind = "zerocopy"
 	}
-	if !u.resolve.Up() {
-		s.State = control.StateDown
-	}
 	return s
+}
+
+// state is that of the uplink, with the reason if it is not up.
+func (u *uplink) state() (control.State, string) {
+	switch {
+	case u.resolve.Presence().Index == 0:
+		return control.StateDown, "the interface is gone; when it is back it is taken into service again"
+	case u.failed != nil:
+		return control.StateFailed, u.failed.Error()
+	case !u.resolve.Up():
+		return control.StateDown, "the interface is set down or has no carrier"
+	case u.program == nil:
+		return control.StateDown, "the interface is just being taken into service again"
+	}
+	return control.StateUp, ""
 }
 
 // neighbours is how many next hops are resolved.
@@ -61,7 +80,7 @@ func (u *uplink) neighbours() (n int) {
 
 func (e *engine) networkStatus(name string, n *network) control.NetworkStatus {
 	s := control.NetworkStatus{
-		Name: name, VNI: n.config.VNI, Uplink: n.config.Uplink, Learning: n.config.Learning, Static: len(n.config.Entries),
+		Name: name, VNI: n.config.VNI, Uplink: n.config.Uplink, Learning: n.config.Learning, Static: len(n.config.Entries), Problem: n.problem,
 	}
 	s.MTU, _ = e.fabric.MTU(name)
 	for _, entry := range e.fabric.FDB() {
@@ -134,11 +153,15 @@ func (e *engine) Stats() control.Stats {
 	return s
 }
 
+// dropNoSocket is for what the XDP program drops by itself.
+var dropNoSocket = dataplane.NewReason("uplink-no-socket",
+	"the packet is one of ours and arrived on a queue of the uplink that no socket serves; raise the uplink's queues or remove the key")
+
 // counters of an uplink are the sums of its queues', with what the XDP program and the kernel count for it.
 func (u *uplink) counters() control.Counters {
-	sum := control.Counters{Drops: map[string]uint64{}, More: map[string]uint64{}}
-	add := func(l *dataplane.Link) {
-		c := counters(l.Counters)
+	sum := u.hardware()
+	add := func(count *dataplane.Counters) {
+		c := counters(count)
 		sum.RxPackets += c.RxPackets
 		sum.RxBytes += c.RxBytes
 		sum.TxPackets += c.TxPackets
@@ -147,25 +170,48 @@ func (u *uplink) counters() control.Counters {
 			sum.Drops[why] += n
 		}
 	}
+	for _, l := range u.links {
+		add(l.Counters)
+	}
+	add(u.heard)
+	return sum
+}
+
+// hardware is what programs and sockets count and have counted. Packets that they drop have come in as well: they count as
+// received, though nobody knows their bytes.
+func (u *uplink) hardware() control.Counters {
+	sum := control.Counters{RxPackets: u.past.RxPackets, Drops: map[string]uint64{}, More: map[string]uint64{}}
+	maps.Copy(sum.Drops, u.past.Drops)
+	maps.Copy(sum.More, u.past.More)
+	lost := func(why dataplane.Reason, n uint64) {
+		if n > 0 {
+			sum.RxPackets += n
+			sum.Drops[why.String()] += n
+		}
+	}
 	for _, q := range u.queues {
-		add(q.link)
 		stats := q.port.Stats()
 		sum.More["kicks"] += stats.Kicks.Load()
 		sum.More["rx-kicks"] += stats.RxKicks.Load()
+		sum.More["kept"] += stats.Kept.Load()
+		sum.More["unknown-frames"] += stats.Unknown.Load()
 		if k, err := q.socket.Statistics(); err == nil {
-			sum.More["kernel-rx-dropped"] += k.RxDropped
-			sum.More["kernel-rx-ring-full"] += k.RxRingFull
-			sum.More["kernel-fill-ring-empty"] += k.FillRingEmpty
+			lost(xsk.DropNoFrame, k.RxDropped)
+			lost(xsk.DropReceiveFull, k.RxRingFull)
+			sum.More["fill-ring-empty"] += k.FillRingEmpty
+			sum.More["rx-invalid"] += k.RxInvalid
+			sum.More["tx-invalid"] += k.TxInvalid
 		}
 	}
-	if u.multicast != nil {
-		if _, ok := u.multicast.Port.(*packet.Port); ok {
-			add(u.multicast)
-		}
+	if u.program == nil {
+		return sum
 	}
 	if verdicts, err := u.program.Counters(); err == nil {
 		for _, v := range verdicts {
-			sum.More["xdp-"+v.Verdict] = v.Packets
+			sum.More["xdp-"+v.Verdict] += v.Packets
+			if v.Verdict == "drop-no-socket" {
+				lost(dropNoSocket, v.Packets)
+			}
 		}
 	}
 	return sum

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/dataplane"
@@ -21,19 +22,31 @@ import (
 )
 
 // uplink is an interface in service: frames that the XDP program steers to us arrive on its queues' sockets, what we send leaves
-// by the first of them.
+// by the first of them. When the interface goes away its configuration stays, and service returns with it (mend.go).
 type uplink struct {
 	config  config.Uplink
-	device  xsk.Device
-	program *bpf.Program
-	steer   sync.Mutex // program and vtep: the controller's and the resolver's goroutines change them
-	vtep    netip.Addr // as the program knows it
+	resolve *underlay.Underlay
+	// links are those of the queues. They stay when the queues go, since the switch sends to the first, and keep their counters.
+	links []*dataplane.Link
+	// heard counts what came by multicast.
+	heard *dataplane.Counters
+
+	// What is open on the interface; nothing while it is gone.
+	device    xsk.Device
+	came      int          // underlay.Presence.Came of the device
+	program   *bpf.Program // changed with steer held, as well as engine.mu
+	queues    []*uplinkQueue
+	multicast *dataplane.Link // while a flat network uses the uplink
+	// failed is why it could not be opened when it came back; retry will try again.
+	failed error
+	retry  *time.Timer
+	// past is what was counted by programs and sockets that are closed.
+	past control.Counters
+
+	steer sync.Mutex // program and vtep: the controller's and the resolver's goroutines change them
+	vtep  netip.Addr // as the program knows it
 	// complete: the first configuration is in place; settled: the program was told.
 	complete, settled bool
-	queues            []*uplinkQueue
-	resolve           *underlay.Underlay
-	// multicast is there while a flat network uses the uplink.
-	multicast *dataplane.Link
 }
 
 type uplinkQueue struct {
@@ -51,78 +64,126 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if c.VhostUser != "" {
-		return errors.New("a vhost-user uplink is not supported yet; give an interface")
+		return errors.New("a vhost-user uplink is not supported yet: give an interface")
 	}
-	u := &uplink{config: c}
+	u := &uplink{config: c, heard: &dataplane.Counters{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.closeUplink(u))
 		}
 	}()
-	if u.device, err = xsk.LookupDevice(c.Interface); err != nil {
-		return err
-	}
-	queues := u.device.Queues
-	if c.Queues > queues {
-		return fmt.Errorf("queues: %d are asked for, but %s has %d", c.Queues, c.Interface, queues)
-	}
-	if c.Queues > 0 {
-		queues = c.Queues
-	}
-	if u.program, err = bpf.Attach(bpf.Options{Interface: c.Interface, Mode: xdpMode(c.XDP), Port: c.Port, Queues: queues}); err != nil {
-		return conflict(err, bpf.ErrBusy)
-	}
 	if u.resolve, err = underlay.New(underlay.Options{Interface: c.Interface, Address: c.Address, Log: e.log.With("uplink", c.Name)}); err != nil {
 		return err
 	}
-	for q := range queues {
-		if err = e.openQueue(u, q); err != nil {
-			return conflict(err, xsk.ErrBusy)
-		}
+	if err = e.open(u); err != nil {
+		return err
 	}
-	first := u.queues[0].link // what we send leaves by it
-	err = e.fabric.AddUplink(first, vxlan.Uplink{
+	err = e.fabric.AddUplink(u.links[0], vxlan.Uplink{
 		Name: c.Name, Port: c.Port, Resolver: &steered{Underlay: u.resolve, engine: e, uplink: u},
 	})
 	if err != nil {
-		return err
+		return refused(err)
 	}
 	e.follow(u)
-	for q, queue := range u.queues {
-		queue.link.Forwarder = first.Forwarder
-		e.link(queue.link, queue.socket.FD(), unix.POLLIN)
-		if err = u.program.AddSocket(q, 0, queue.socket.FD()); err != nil {
-			return errors.Join(err, e.fabric.RemoveUplink(c.Name))
-		}
+	if err = e.poll(u); err != nil {
+		return errors.Join(err, e.fabric.RemoveUplink(c.Name))
 	}
 	e.uplinks[c.Name] = u
-	e.log.Info("uplink in service", "uplink", c.Name, "interface", c.Interface, "xdp", u.program.Mode(), "zerocopy", u.zeroCopy(),
-		"queues", len(u.queues), "address", u.resolve.Local().Address)
+	e.announce(u, "uplink in service")
+	return nil
+}
+
+// announce logs what an uplink has become.
+func (e *engine) announce(u *uplink, what string) {
+	log := e.log.With("uplink", u.config.Name)
+	local := u.resolve.Local()
+	log.Info(what, "interface", u.config.Interface, "xdp", u.program.Mode(), "zerocopy", u.zeroCopy(), "queues", len(u.queues),
+		"address", local.Address, "mtu", local.MTU)
 	if u.device.MTU > maxMTU {
-		e.log.Warn("uplink carries packets no longer than one frame of memory", "uplink", c.Name, "mtu", u.device.MTU, "carried", maxMTU)
+		log.Warn("uplink carries packets no longer than one frame of memory", "mtu", u.device.MTU, "carried", maxMTU)
 	}
 	if why := u.program.NativeRefused(); why != nil {
-		e.log.Warn("uplink has a generic XDP program, which is slower", "uplink", c.Name, "reason", why)
+		log.Warn("uplink has a generic XDP program, which is slower", "reason", why)
+	}
+	if !local.Address.IsValid() {
+		log.Warn("uplink has no address, so no tunnel: give its interface one, or set the uplink's address")
+	}
+}
+
+// open puts the program on the uplink's interface and binds sockets to its queues, or leaves nothing there. Nobody polls them yet.
+func (e *engine) open(u *uplink) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.shut(u))
+		}
+	}()
+	u.came = u.resolve.Presence().Came
+	if u.device, err = xsk.LookupDevice(u.config.Interface); err != nil {
+		return err
+	}
+	queues := u.device.Queues
+	if u.config.Queues > queues {
+		return fmt.Errorf("queues: interface %s has %d in use, %d are asked for: ask for no more, or raise them with ethtool -L",
+			u.config.Interface, queues, u.config.Queues)
+	}
+	if u.config.Queues > 0 {
+		queues = u.config.Queues
+	}
+	program, err := bpf.Attach(bpf.Options{Interface: u.config.Interface, Mode: xdpMode(u.config.XDP), Port: u.config.Port, Queues: queues})
+	if err != nil {
+		return refused(err, bpf.ErrBusy)
+	}
+	u.setProgram(program)
+	for q := range queues {
+		if err = e.openQueue(u, q); err != nil {
+			return refused(err, xsk.ErrBusy)
+		}
 	}
 	return nil
 }
 
-// openQueue binds a socket to one queue of the uplink and makes it a link.
+func (u *uplink) setProgram(p *bpf.Program) {
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	u.program, u.vtep, u.settled = p, netip.Addr{}, false
+}
+
+// openQueue binds a socket to one queue of the uplink and gives it to the queue's link.
 func (e *engine) openQueue(u *uplink, queue int) error {
+	for len(u.links) <= queue {
+		counters := &dataplane.Counters{}
+		u.links = append(u.links, &dataplane.Link{
+			Name: fmt.Sprintf("%s/%d", u.config.Name, len(u.links)), Port: absent{counters}, Counters: counters,
+		})
+	}
+	link := u.links[queue]
 	socket, err := e.umem.Open(xsk.SocketOptions{Device: u.device, Queue: queue, Mode: bindMode(u.config.Mode)})
 	if err != nil {
 		return err
 	}
-	counters := &dataplane.Counters{}
-	q := &uplinkQueue{socket: socket}
+	q := &uplinkQueue{link: link, socket: socket}
 	e.worker.Do(func() {
-		q.port, err = xsk.NewPort(xsk.PortOptions{Socket: socket, Pool: e.worker.Pool(), Counters: counters})
+		q.port, err = xsk.NewPort(xsk.PortOptions{Socket: socket, Pool: e.worker.Pool(), Counters: link.Counters})
+		if err == nil {
+			link.Port = q.port
+		}
 	})
 	if err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	q.link = &dataplane.Link{Name: fmt.Sprintf("%s/%d", u.config.Name, queue), Port: q.port, Counters: counters}
 	u.queues = append(u.queues, q)
+	return nil
+}
+
+// poll makes the worker poll the queues, and the program steer frames to them.
+func (e *engine) poll(u *uplink) error {
+	for i, q := range u.queues {
+		q.link.Forwarder = u.links[0].Forwarder
+		e.link(q.link, q.socket.FD(), unix.POLLIN)
+		if err := u.program.AddSocket(i, 0, q.socket.FD()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -139,20 +200,28 @@ func (e *engine) RemoveUplink(_ context.Context, name string) error {
 	return errors.Join(err, e.closeUplink(u))
 }
 
-// closeUplink takes back whatever of an uplink there is; the program last, so that the kernel sees no frame that was ours before.
+// closeUplink takes back whatever of an uplink there is.
 func (e *engine) closeUplink(u *uplink) error {
-	var errs []error
-	errs = append(errs, e.setMulticast(u, false))
 	if u.resolve != nil {
 		u.resolve.Close()
 	}
+	return e.shut(u)
+}
+
+// shut takes back what is open on an uplink's interface; the program last, so that the kernel sees no frame that was ours before.
+func (e *engine) shut(u *uplink) error {
+	var errs []error
+	errs = append(errs, e.setMulticast(u, false))
+	u.past = u.hardware()
 	for _, q := range u.queues {
 		e.unlink(q.link, q.socket.FD())
 		errs = append(errs, q.port.Close())
 		e.worker.Do(func() { q.port.Reclaim(e.worker.Pool()) })
 	}
-	if u.program != nil {
-		errs = append(errs, u.program.Close())
+	u.queues = nil
+	if program := u.program; program != nil {
+		u.setProgram(nil)
+		errs = append(errs, program.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -161,12 +230,11 @@ func (e *engine) closeUplink(u *uplink) error {
 func (e *engine) setMulticast(u *uplink, on bool) error {
 	switch {
 	case on && u.multicast == nil:
-		counters := &dataplane.Counters{}
-		p, err := packet.Open(u.device.Index, counters)
+		p, err := packet.Open(u.device.Index, u.heard)
 		if err != nil {
 			return err
 		}
-		u.multicast = &dataplane.Link{Name: u.config.Name + "/multicast", Port: p, Counters: counters, Forwarder: u.queues[0].link.Forwarder}
+		u.multicast = &dataplane.Link{Name: u.config.Name + "/multicast", Port: p, Counters: u.heard, Forwarder: u.links[0].Forwarder}
 		e.link(u.multicast, p.FD(), unix.POLLIN)
 	case !on && u.multicast != nil:
 		p := u.multicast.Port.(*packet.Port)
@@ -198,6 +266,7 @@ func (s *steered) Notify(changed func()) {
 	s.Underlay.Notify(func() {
 		s.engine.follow(s.uplink)
 		changed()
+		go s.engine.look(s.uplink) // what it does may wait for the resolver's goroutine, which this is
 	})
 }
 
@@ -205,6 +274,9 @@ func (s *steered) Notify(changed func()) {
 func (e *engine) follow(u *uplink) {
 	u.steer.Lock()
 	defer u.steer.Unlock()
+	if u.program == nil {
+		return
+	}
 	local := u.resolve.Local()
 	if local.Address != u.vtep {
 		if local.Address.IsValid() {
@@ -236,7 +308,7 @@ func (e *engine) Settle() {
 // settle lets the kernel have what a killed predecessor took and we do not: once the configuration is complete and our
 // own tunnel endpoint known, so that there is no gap in which the kernel would answer what is ours. With steer held.
 func (u *uplink) settle(log *slog.Logger) {
-	if !u.complete || u.settled || !u.vtep.IsValid() {
+	if !u.complete || u.settled || u.program == nil || !u.vtep.IsValid() {
 		return
 	}
 	u.settled = true
