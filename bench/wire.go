@@ -75,6 +75,7 @@ func NewGuestToWire(o GuestToWireOptions) (_ *GuestToWire, err error) {
 var (
 	localVTEP, remoteVTEP = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	uplinkMAC, remoteMAC  = wire.MAC(0x02_00_00_00_00_01), wire.MAC(0x02_00_00_00_00_02)
+	guestIP, farIP        = netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	guestMAC, farMAC      = wire.MAC(0x52_54_00_00_00_01), wire.MAC(0x52_54_00_00_00_02)
 )
 
@@ -110,8 +111,12 @@ func (g *GuestToWire) openGuest(o GuestToWireOptions) (err error) {
 	if g.guest, err = vnettest.New(vnettest.Options{QueueSize: 1024}); err != nil {
 		return err
 	}
-	g.guest.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) {
-		wire.Ethernet(f).Set(farMAC, guestMAC, experimental)
+	g.guest.Prepare(make([]byte, o.FrameLen), func(_ int, f []byte) { // UDP, as testpmd's txonly sends
+		wire.Ethernet(f).Set(farMAC, guestMAC, wire.EtherTypeIPv4)
+		wire.IPv4(f[14:]).Set(wire.IPv4Fields{
+			TotalLen: uint16(o.FrameLen - 14), TTL: 64, Protocol: wire.ProtoUDP, Source: guestIP.As4(), Destination: farIP.As4(),
+		})
+		wire.UDP(f[34:]).Set(9, 9, uint16(o.FrameLen-34), 0)
 	})
 	link, err := g.engine.open(g.guest)
 	if err != nil {
@@ -121,7 +126,7 @@ func (g *GuestToWire) openGuest(o GuestToWireOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := g.fabric.AttachPort(link, vxlan.Port{Name: link.Name, Network: "net", MAC: guestMAC, AntiSpoof: true}); err != nil {
+	if err := g.fabric.AttachPort(link, vxlan.Port{Name: link.Name, Network: "net", MAC: guestMAC, IPs: []netip.Addr{guestIP}, AntiSpoof: true}); err != nil {
 		return err
 	}
 	g.engine.add(link)
