@@ -215,6 +215,33 @@ func TestTwoMemoriesGoAway(t *testing.T) {
 	}
 }
 
+// The sender of a batch that a receiver's memory cut off gets its chains back at once.
+func TestLenderGetsItsChainsBack(t *testing.T) {
+	l := newLAN(t, 2, vnettest.Options{QueueSize: faultQueue, BufferSize: faultBuffer})
+	a, b := l.hosts[0], l.hosts[1]
+	for range 4 {
+		b.send(0, 7000)
+	}
+	if err := unix.Ftruncate(a.FD, 0); err != nil {
+		t.Fatal(err)
+	}
+	byHand(func() { b.link.Poll() })
+	back := 0
+	for {
+		_, _, ok, err := b.Tx.Used()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		back++
+	}
+	if back != 4 || l.worker.Stats().Faults.Load() != 1 || b.link.Counters.Drops(dataplane.DropFault) != 4 {
+		t.Errorf("%d of 4 chains came back; %d faults, %d frames dropped", back, l.worker.Stats().Faults.Load(), b.link.Counters.Drops(dataplane.DropFault))
+	}
+}
+
 // A Transmit that the sender's memory cut off has taken chains of the receiver's. If its ring is stopped right then, the base tells the
 // driver's next device to take them again.
 func TestStopAfterFault(t *testing.T) {

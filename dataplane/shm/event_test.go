@@ -2,6 +2,9 @@ package shm
 
 import (
 	"encoding/binary"
+	"os"
+	"os/exec"
+	"runtime"
 	"testing"
 	"time"
 
@@ -60,6 +63,56 @@ func TestSignalOnFullCounter(t *testing.T) {
 	if readable(t, fd) {
 		t.Error("drained eventfd is readable")
 	}
+}
+
+// Where a hostile counter makes Signal wait, the garbage collector need not.
+func TestSignalLetsTheCollectorWork(t *testing.T) {
+	fd := eventFD(t)
+	var full [8]byte
+	binary.LittleEndian.PutUint64(full[:], ^uint64(0)-1)
+	if _, err := unix.Write(fd, full[:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+	signalled, collected := make(chan struct{}), make(chan struct{})
+	go func() {
+		Signal(fd)
+		close(signalled)
+	}()
+	// Were it not so, not even a timer would fire here: another process ends the wait.
+	rescue := exec.Command("sh", "-c", "sleep 5; exec dd bs=8 count=1 status=none <&3")
+	file := os.NewFile(uintptr(mustDup(t, fd)), "eventfd")
+	defer file.Close()
+	rescue.ExtraFiles = []*os.File{file}
+	rescue.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // so that sleep ends with it
+	if err := rescue.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = rescue.Wait() }()
+	time.Sleep(50 * time.Millisecond) // so that it waits
+	began := time.Now()
+	go func() {
+		runtime.GC()
+		close(collected)
+	}()
+	<-collected
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("a collection waited %v for Signal", took)
+	}
+	_ = unix.Kill(-rescue.Process.Pid, unix.SIGKILL)
+	Drain(fd)
+	<-signalled
+}
+
+func mustDup(t *testing.T, fd int) int {
+	t.Helper()
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dup
 }
 
 // Whoever shares the file may clear O_NONBLOCK and read the counter between our poll and our read.

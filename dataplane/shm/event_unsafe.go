@@ -10,9 +10,11 @@ import (
 var one = [8]byte{1}
 
 // Signal adds one to a non-blocking eventfd. A counter that is full already wakes its reader, so EAGAIN is no loss.
-// The call is short and bounded, so it does not tell the scheduler (RawSyscall).
+//
+// Whoever shares the file can make it blocking and its counter full, and no flag of write forbids it to wait then. So the scheduler is
+// told of the call: the caller hangs, but not the whole process with it at the next garbage collection.
 func Signal(fd int) {
-	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8)
+	_, _, _ = unix.Syscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8)
 }
 
 // count is where Drain reads to: nobody looks, so all workers may share it.

@@ -142,6 +142,10 @@ func (p *Port) unreadable(err *error) {
 	*err = p.State().Failed
 }
 
+// maxBuffers bounds a chain below the size of its queue: a guest could have us walk 64 chains of 32768 empty buffers a round. A
+// driver whose frame lies in more, where maxPieces is as much as we take, is broken.
+const maxBuffers = 256
+
 // start runs on the worker.
 func (p *Port) start(c vhostuser.VringConfig) error {
 	q := p.queue(c.Index)
@@ -169,7 +173,8 @@ func (p *Port) start(c vhostuser.VringConfig) error {
 		return err
 	}
 	p.halt(q)
-	*q = queue{ring: ring, chain: virtq.NewChain(size), kick: -1, call: c.Call}
+	// The first call is due at once: a back-end before us may have been killed between publishing used chains and telling of them.
+	*q = queue{ring: ring, chain: virtq.NewChain(min(size, maxBuffers)), kick: -1, call: c.Call, want: true}
 	p.watch(q, c)
 	return nil
 }

@@ -1,6 +1,7 @@
 package vnet_test
 
 import (
+	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -222,6 +223,24 @@ func TestReceiveOffloads(t *testing.T) {
 			t.Errorf("%s: %d frames counted, want 3 with the dropped ones", c.name, b.counters.RxPackets.Load())
 		}
 	}
+}
+
+// A chain that is longer than any frame's takes the port out of service rather than the worker's time.
+func TestReceiveEndlessChain(t *testing.T) {
+	b := newBed(t, modern)
+	memory, base := b.scratch()
+	const n = 1000
+	for i := range n { // empty buffers, one after the other
+		binary.LittleEndian.PutUint64(memory[16*i:], base)
+		binary.LittleEndian.PutUint64(memory[16*i+8:], uint64(1)<<32|uint64(i+1)<<48)
+	}
+	head, _ := b.tx.Add([]virtq.Buffer{{Addr: base, Len: 16 * n}}, nil)
+	b.guest.Layout(1).Desc[16*int(head)+12] |= 4 // VIRTQ_DESC_F_INDIRECT
+	b.tx.Publish()
+	if got := b.port.Receive(b.vector[:], b.pool); got != 0 || b.port.State().Failed == nil {
+		t.Errorf("%d frames, %+v", got, b.port.State())
+	}
+	b.checkPool()
 }
 
 // With few frames free, few are taken, and the others wait.

@@ -70,7 +70,6 @@ type Port struct {
 	grace    func()
 	failed   func(error)
 	state    atomic.Pointer[State]
-	kicks    atomic.Uint64 // times the worker was woken with work from the guest
 	calls    atomic.Uint64 // notifications sent to the guest
 
 	// The control side's; see device.go.
