@@ -440,15 +440,22 @@ func TestWatch(t *testing.T) {
 		t.Cleanup(func() { unix.Close(fd) })
 		fds[i] = fd
 	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(pipe[0]); unix.Close(pipe[1]) })
 	s := &fakeSource{}
 	w.Do(func() {
 		w.Add(s)
+		w.Watch(pipe[0], unix.POLLIN, false)
 		w.Watch(fds[0], unix.POLLIN, true)
 		w.Watch(fds[1], unix.POLLIN, true)
 		w.Watch(fds[1], unix.POLLIN, true) // twice, and taken back once
 		w.Watch(fds[2], unix.POLLIN, true)
 		w.Unwatch(fds[1])
 		w.Unwatch(fds[2])
+		w.Unwatch(pipe[0])
 		w.Unwatch(12345) // nobody's
 	})
 	run(t, w)
