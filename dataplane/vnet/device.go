@@ -49,9 +49,10 @@ func (p *Port) negotiated(features uint64) {
 	}
 }
 
-// SetMTU implements vhostuser.MTUSetter.
+// SetMTU implements vhostuser.MTUSetter: the front-end tells what it has told its guest. The network drops what is longer than its
+// own MTU, whatever the guest was told.
 func (p *Port) SetMTU(mtu uint16) error {
-	p.mtu = mtu
+	p.update(func(s *State) { s.MTU = mtu })
 	return nil
 }
 
@@ -65,8 +66,8 @@ func (p *Port) SetMemory(regions []vhostuser.Region) error {
 	if err != nil {
 		return err
 	}
-	old := p.swap(m)
-	return p.discard(old)
+	p.discard(p.swap(m))
+	return nil
 }
 
 // AddMemory implements vhostuser.Device.
@@ -86,7 +87,8 @@ func (p *Port) RemoveMemory(r vhostuser.Region) error {
 		return err
 	}
 	p.swap(rest)
-	return p.discard(removed)
+	p.discard(removed)
+	return nil
 }
 
 func memoryRegion(r vhostuser.Region) guestmem.Region {
@@ -106,14 +108,17 @@ func (p *Port) swap(m *guestmem.Map) (old *guestmem.Map) {
 	return old
 }
 
-// discard gives memory back that the worker does not use any more. What another worker may still look at, faults.
-func (p *Port) discard(m *guestmem.Map) error {
+// discard gives memory back that the worker does not use any more. What another worker may still look at, faults. The device has moved on,
+// so a mapping that the kernel would not take back stays where it is: out of reach, and a few addresses lost.
+func (p *Port) discard(m *guestmem.Map) {
 	if m == nil {
-		return nil
+		return
 	}
-	err := m.Revoke()
+	revoked := m.Revoke()
 	p.grace()
-	return errors.Join(err, m.Free())
+	if revoked == nil {
+		_ = m.Free()
+	}
 }
 
 // StartVring implements vhostuser.Device.
@@ -235,5 +240,5 @@ func (p *Port) Reset() error { return p.SetFeatures(0) }
 func (p *Port) Disconnected() {
 	_ = p.SetFeatures(0)
 	p.update(func(s *State) { *s = State{Failed: s.Failed} })
-	_ = p.discard(p.swap(nil))
+	p.discard(p.swap(nil))
 }

@@ -24,6 +24,7 @@ import (
 // Feature bits of virtio and virtio-net that the device knows (virtio 1.2, sections 6 and 5.1.3).
 const (
 	FeatureCsum     = 1 << 0  // VIRTIO_NET_F_CSUM: the guest may leave checksums to us
+	FeatureMTU      = 1 << 3  // VIRTIO_NET_F_MTU: the front-end may tell its guest an MTU
 	FeatureMrgRxbuf = 1 << 15 // VIRTIO_NET_F_MRG_RXBUF: a frame may fill several receive buffers
 	FeatureIndirect = 1 << 28 // VIRTIO_F_INDIRECT_DESC
 	FeatureEventIdx = 1 << 29 // VIRTIO_F_EVENT_IDX
@@ -31,7 +32,7 @@ const (
 )
 
 // Features is what the device offers.
-const Features = FeatureCsum | FeatureMrgRxbuf | FeatureIndirect | FeatureEventIdx | FeatureVersion1
+const Features = FeatureCsum | FeatureMTU | FeatureMrgRxbuf | FeatureIndirect | FeatureEventIdx | FeatureVersion1
 
 // Queue numbers of the first pair (virtio 1.2, 5.1.2).
 const (
@@ -74,7 +75,6 @@ type Port struct {
 
 	// The control side's; see device.go.
 	features uint64
-	mtu      uint16
 
 	// The worker's.
 	memory *guestmem.Map // of the guest; nil before the table came
@@ -102,6 +102,8 @@ type State struct {
 	Connected, Running bool
 	// Features are the negotiated ones.
 	Features uint64
+	// MTU is what the front-end told its guest; 0: nothing.
+	MTU uint16
 	// Failed is why the port is out of service; nil if it isn't.
 	Failed error
 }

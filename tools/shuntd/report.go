@@ -117,7 +117,7 @@ func featureNames(features uint64) (names []string) {
 		bit  uint64
 		name string
 	}{
-		{vnet.FeatureCsum, "CSUM"}, {vnet.FeatureMrgRxbuf, "MRG_RXBUF"}, {vnet.FeatureIndirect, "INDIRECT_DESC"},
+		{vnet.FeatureCsum, "CSUM"}, {vnet.FeatureMTU, "MTU"}, {vnet.FeatureMrgRxbuf, "MRG_RXBUF"}, {vnet.FeatureIndirect, "INDIRECT_DESC"},
 		{vnet.FeatureEventIdx, "EVENT_IDX"}, {vnet.FeatureVersion1, "VERSION_1"},
 	} {
 		if features&f.bit != 0 {
