@@ -188,17 +188,18 @@ func (d *demo) boot(ctx context.Context) error {
 		return err
 	}
 	d.guest, err = guest.Start(ctx, guest.Options{
-		Name: "vm1", Image: image, Dir: d.dir, NICs: []guest.NIC{{Socket: d.socket(), MAC: guestMAC, Reconnect: true}},
+		Name: "vm1", Image: image, Dir: d.dir, NICs: []guest.NIC{{Socket: d.socket(), MAC: guestMAC, Reconnect: true, Properties: fmt.Sprintf("host_mtu=%d", mtu)}},
 	})
 	if err != nil {
 		return err
 	}
 	d.later(d.guest.Close)
-	out, err := d.guest.Shell(ctx, fmt.Sprintf("ip link set eth0 mtu %d up && ip addr add %s/24 dev eth0 && uname -sr", mtu, guestIP))
+	out, err := d.guest.Shell(ctx, fmt.Sprintf("ip link set eth0 up && ip addr add %s/24 dev eth0 && uname -sr && cat /sys/class/net/eth0/mtu", guestIP))
 	if err != nil {
 		return err
 	}
-	show("guest runs %s, eth0 is %s", strings.TrimSpace(out), guestIP)
+	kernel, mtu, _ := strings.Cut(strings.TrimSpace(out), "\n")
+	show("guest runs %s, eth0 is %s with an MTU of %s", kernel, guestIP, mtu)
 	return nil
 }
 
