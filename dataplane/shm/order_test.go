@@ -70,7 +70,10 @@ func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
 	y, _ := View[uint16](b[4096:], 1)
 	gate, _ := View[uint32](b[2*4096:], 2) // which round each side has come to
 	other, _ := View[uint16](b[3*4096:], 16)
-	const rounds = 60000
+	rounds := uint32(60000)
+	if testing.Short() {
+		rounds = 10000
+	}
 	meet := func(me, peer int, round, delay uint32) {
 		Store32(&gate[me], round)
 		for spins := 0; Load32(&gate[peer]) < round; spins++ {
@@ -86,7 +89,7 @@ func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
 	done.Add(1)
 	go func() {
 		defer done.Done()
-		for i := range uint32(rounds) {
+		for i := range rounds {
 			meet(1, 0, 2*i+1, i%61)
 			Store16(&y[0], uint16(i+1))
 			Fence()
@@ -94,7 +97,7 @@ func TestFenceOrdersStoreBeforeLoad(t *testing.T) {
 			meet(1, 0, 2*i+2, 0)
 		}
 	}()
-	for i := range uint32(rounds) {
+	for i := range rounds {
 		meet(0, 1, 2*i+1, i/61%61)
 		Store16(&x[0], uint16(i+1))
 		Fence()
