@@ -62,7 +62,7 @@ var nameSyntax = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
 func (k *checker) name(path, name string, seen map[string]string) {
 	switch first, twice := seen[name]; {
 	case name == "" && !k.given(path):
-		k.fail(path, "the name is missing: every object has one")
+		k.fail(path, "the name is missing: give the object one")
 	case !nameSyntax.MatchString(name):
 		k.fail(path, "%s is not a name: use up to 63 lower-case letters, digits, dots and dashes, the first a letter or digit",
 			quote(name))
@@ -77,9 +77,9 @@ func (k *checker) name(path, name string, seen map[string]string) {
 func (k *checker) socket(where, socket string) {
 	switch first, twice := k.paths[path.Clean(socket)]; {
 	case !path.IsAbs(socket) || strings.HasSuffix(socket, "/") || strings.ContainsRune(socket, 0):
-		k.fail(where, "%s is not the absolute path of a socket", quote(socket))
+		k.fail(where, "%s is not the path of a socket: begin it with / and end it with a file's name", quote(socket))
 	case len(socket) > MaxSocketPath:
-		k.fail(where, "the path has %d bytes: a unix socket's has at most %d", len(socket), MaxSocketPath)
+		k.fail(where, "the path has %d bytes: a unix socket's has at most %d, choose a shorter directory", len(socket), MaxSocketPath)
 	case twice:
 		k.fail(where, "%s is also %s: give each its own socket", socket, first)
 	default:
@@ -94,9 +94,9 @@ func (k *checker) workers() {
 		at := fmt.Sprintf("workers.cpus[%d]", i)
 		switch {
 		case cpu < 0 || cpu > 8191: // NR_CPUS is at most 8192
-			k.fail(at, "%d is not the number of a core", cpu)
+			k.fail(at, "%d is not the number of a core: lscpu shows those there are", cpu)
 		case seen[cpu]:
-			k.fail(at, "core %d is named twice", cpu)
+			k.fail(at, "core %d is named before: keep one", cpu)
 		}
 		seen[cpu] = true
 	}
@@ -157,9 +157,9 @@ func (k *checker) uplinkInterface(at string, u Uplink, seen map[string]string) {
 	name := u.Interface
 	switch first, twice := seen[name]; {
 	case len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\x00"):
-		k.fail(at+".interface", "%s is not the name of a network interface", quote(name))
+		k.fail(at+".interface", "%s is not the name of a network interface: give one that ip link shows", quote(name))
 	case twice:
-		k.fail(at+".interface", "%s belongs to %s: an interface serves one uplink", name, first)
+		k.fail(at+".interface", "%s belongs to %s: an interface serves one uplink, name another", name, first)
 	default:
 		seen[name] = at
 	}
@@ -188,7 +188,7 @@ func (k *checker) unicast(where string, a netip.Addr) bool {
 	case a.Is4In6():
 		k.fail(where, "%s is an IPv4 address in IPv6's dress: write %s", a, a.Unmap())
 	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		k.fail(where, "%s is not the address of one host", a)
+		k.fail(where, "%s is not the address of one host: give a unicast address", a)
 	default:
 		return true
 	}
@@ -199,7 +199,7 @@ func (k *checker) unicast(where string, a netip.Addr) bool {
 func (k *checker) mac(where string, m MAC) bool {
 	switch {
 	case m.IsZero():
-		k.fail(where, "%s is not the address of a station", m)
+		k.fail(where, "%s is not the address of a station: give its own, or remove the key", m)
 	case m.IsMulticast():
 		k.fail(where, "%s is a multicast address: give that of one station", m)
 	default:

@@ -25,7 +25,7 @@ func (k *checker) networks() {
 		}
 		u, ok := k.uplinkNamed(n.Uplink)
 		if !ok {
-			k.fail(at+".uplink", "there is no uplink %s", quote(n.Uplink))
+			k.fail(at+".uplink", "there is no uplink %s: name one that stands under uplinks", quote(n.Uplink))
 			continue
 		}
 		if first, twice := segments[segment{n.Uplink, n.VNI}]; twice && n.VNI != 0 {
@@ -81,9 +81,9 @@ func (k *checker) vtep(at string, a netip.Addr, u Uplink, family map[string]neti
 	case !ok:
 		family[u.Name] = a
 	case a == u.Address:
-		k.fail(at, "%s is this host's own address on uplink %s", a, u.Name)
+		k.fail(at, "%s is this host's own address on uplink %s: name other hosts only", a, u.Name)
 	case a.Is4() != like.Is4():
-		k.fail(at, "%s and %s are of different IP versions: uplink %s carries one", a, like, u.Name)
+		k.fail(at, "%s and %s are of different IP versions: give addresses of one, as uplink %s carries one", a, like, u.Name)
 	}
 }
 
@@ -96,7 +96,7 @@ func (k *checker) flood(at string, n Network, u Uplink, family map[string]netip.
 	for i, a := range n.Flood {
 		where := fmt.Sprintf("%s.flood[%d]", at, i)
 		if seen[a] {
-			k.fail(where, "%s is in the list before: it would get each frame twice", a)
+			k.fail(where, "%s is in the list before: keep one, or it gets each frame twice", a)
 			continue
 		}
 		seen[a] = true
@@ -110,7 +110,7 @@ func (k *checker) entries(at string, n Network, u Uplink, family map[string]neti
 		where := fmt.Sprintf("%s.entries[%d]", at, i)
 		switch {
 		case e.MAC.IsZero() && !k.given(where+".mac"):
-			k.fail(where, "the entry has no mac")
+			k.fail(where, "the entry has no mac: give the station's")
 		case !k.mac(where+".mac", e.MAC):
 		case macs[e.MAC]:
 			k.fail(where+".mac", "%s has an entry before: keep one", e.MAC)
@@ -155,7 +155,7 @@ func (k *checker) ports() {
 		case p.Network == "":
 			k.fail(at+".network", "the network is missing: name the one that the port is in")
 		case !known:
-			k.fail(at+".network", "there is no network %s", quote(p.Network))
+			k.fail(at+".network", "there is no network %s: name one that stands under networks", quote(p.Network))
 		}
 		if n := networks[p.Network]; n.Uplink != "" && n.VNI == 0 && p.MAC.IsZero() && !k.given(at+".mac") {
 			k.fail(at, "a port of a flat network needs its mac, by which its frames are found on the uplink: give it")
@@ -189,7 +189,7 @@ func (k *checker) port(at string, p Port) {
 		k.fail(at+".mode", "0000 lets nobody connect: 0660 lets owner and group")
 	}
 	if (p.Queues != 0 || k.given(at+".queues")) && p.Queues != 1 {
-		k.fail(at+".queues", "%d queue pairs are not supported: this version has one a port", p.Queues)
+		k.fail(at+".queues", "%d queue pairs are not supported by this version: give 1, or remove the key", p.Queues)
 	}
 	if !p.MAC.IsZero() || k.given(at+".mac") {
 		k.mac(at+".mac", p.MAC)

@@ -100,8 +100,8 @@ func TestBadValues(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"not yaml", "a: @b: c", "this is not YAML: mapping value is not allowed in this context"},
 		{"unclosed quote", "control:\n  socket: @\"/run", "could not find end character of double-quoted text"},
-		{"tab", "ports:\n- name: a\n@\tmac: b\n", "cannot start any token"},
-		{"second document", "workers: {}\n---\n@ports: []\n", "a second document begins here: a configuration is one document"},
+		{"tab", "ports:\n- name: a\n@\tmac: b\n", "found character tab: indent with spaces"},
+		{"second document", "workers: {}\n---\n@ports: []\n", "a second document begins here: a configuration is one, remove the others"},
 		{"anchor", "workers:\n  idle: @&x poll\n", "this uses a feature of YAML (Anchor) that a configuration does without"},
 		{"alias", "workers:\n  idle: @*x\n", "(Alias)"},
 		{"tag", "workers:\n  idle: @!!str poll\n", "(Tag)"},
@@ -132,12 +132,12 @@ func TestBadValues(t *testing.T) {
 		{"idle null", "workers:\n  @idle:\n", "workers.idle: the key has no value: give one, or remove the key"},
 		{"workers list", "workers: @[1]\n", "workers: this is a list: it must be a mapping"},
 
-		{"relative socket", "control: {socket: @shuntd.sock}\n", `control.socket: "shuntd.sock" is not the absolute path of a socket`},
-		{"empty socket", "control: {socket: @''}\n", `"" is not the absolute path`},
-		{"directory", "control: {socket: @/run/}\n", `"/run/" is not the absolute path`},
+		{"relative socket", "control: {socket: @shuntd.sock}\n", `control.socket: "shuntd.sock" is not the path of a socket`},
+		{"empty socket", "control: {socket: @''}\n", `"" is not the path`},
+		{"directory", "control: {socket: @/run/}\n", `"/run/" is not the path`},
 		{"long socket", "control: {socket: @" + long + "}\n", "the path has 108 bytes: a unix socket's has at most 107"},
 		{"socket boolean", "control: {socket: @true}\n", "control.socket: this is a boolean: it must be a string; put it in quotes"},
-		{"control group", "control: {group: @'a b'}\n", `control.group: "a b" is neither a user or group name nor its number`},
+		{"control group", "control: {group: @'a b'}\n", `control.group: "a b" is neither a name of a user or group nor its number`},
 		{"metrics", "control: {metrics: @9464}\n", "control.metrics: this is a number: it must be a string; put it in quotes"},
 		{"metrics port", "control: {metrics: @'127.0.0.1:0'}\n", `"0" is not a TCP port: give 1 to 65535`},
 		{"metrics host", "control: {metrics: @'example.org:9464'}\n", `"example.org" is not an IP address`},
@@ -145,7 +145,7 @@ func TestBadValues(t *testing.T) {
 
 		{"nowhere", "uplinks:\n  - @name: up0\n", "uplinks[0]: the uplink leads nowhere: give interface or vhost-user"},
 		{"both", uplink("vhost-user: @/run/up.sock\n"), "uplinks[0].vhost-user: the uplink has an interface too: keep one of them"},
-		{"no name", "uplinks: [@{interface: eth1}]\n", "uplinks[0].name: the name is missing: every object has one"},
+		{"no name", "uplinks: [@{interface: eth1}]\n", "uplinks[0].name: the name is missing: give the object one"},
 		{"name capital", "uplinks: [{name: @Up0, interface: eth1}]\n", `uplinks[0].name: "Up0" is not a name: use up to 63`},
 		{"name dash", "uplinks: [{name: @-up, interface: eth1}]\n", `"-up" is not a name`},
 		{"name long", "uplinks: [{name: @" + strings.Repeat("u", 64) + ", interface: eth1}]\n", "is not a name"},
@@ -172,7 +172,7 @@ func TestBadValues(t *testing.T) {
 		{"vhost-user mode", "uplinks: [{name: up0, vhost-user: /run/u.sock, mode: @copy}]\n", "uplinks[0].mode: this is for uplinks with an interface: remove it"},
 		{"vhost-user xdp", "uplinks: [{name: up0, vhost-user: /run/u.sock, xdp: @generic}]\n", "uplinks[0].xdp: this is for uplinks with an interface"},
 		{"vhost-user queues", "uplinks: [{name: up0, vhost-user: /run/u.sock, queues: @1}]\n", "uplinks[0].queues: this is for uplinks with an interface"},
-		{"vhost-user path", "uplinks: [{name: up0, vhost-user: @u.sock}]\n", `"u.sock" is not the absolute path of a socket`},
+		{"vhost-user path", "uplinks: [{name: up0, vhost-user: @u.sock}]\n", `"u.sock" is not the path of a socket`},
 		{"uplink on control socket", "uplinks: [{name: up0, vhost-user: @/run/shunt/shuntd.sock}]\n", "/run/shunt/shuntd.sock is also control.socket: give each its own socket"},
 
 		{"unknown uplink", "networks: [{name: blue, vni: 7, uplink: @up9}]\n", `networks[0].uplink: there is no uplink "up9"`},
@@ -192,7 +192,7 @@ func TestBadValues(t *testing.T) {
 		{"learning", network("learning: @yes\n"), "networks[0].learning: this is a string: it must be true or false"},
 		{"learning capital", network("learning: @True\n"), "it must be true or false"},
 		{"flood scalar", network("flood: @192.0.2.2\n"), "networks[0].flood: this is a string: it must be a list"},
-		{"flood family", network("flood: [@2001:db8::2]\n"), "networks[0].flood[0]: 2001:db8::2 and 192.0.2.1 are of different IP versions: uplink up0 carries one"},
+		{"flood family", network("flood: [@2001:db8::2]\n"), "networks[0].flood[0]: 2001:db8::2 and 192.0.2.1 are of different IP versions: give addresses of one, as uplink up0 carries one"},
 		{"flood twice", network("flood: [192.0.2.2, @192.0.2.2]\n"), "networks[0].flood[1]: 192.0.2.2 is in the list before"},
 		{"flood self", network("flood: [@192.0.2.1]\n"), "192.0.2.1 is this host's own address on uplink up0"},
 		{"flood group", network("flood: [@239.1.1.1]\n"), "239.1.1.1 is not the address of one host"},
@@ -229,8 +229,8 @@ func TestBadValues(t *testing.T) {
 		{"mode letters", port("mode: @rw-rw----\n"), "is not a file mode"},
 		{"mode nine", port("mode: @0690\n"), "is not a file mode"},
 		{"mode none", port("mode: @0000\n"), "0000 lets nobody connect"},
-		{"owner", port("owner: @a:b\n"), `ports[0].owner: "a:b" is neither a user or group name nor its number`},
-		{"owner -1", port("owner: @4294967295\n"), "is neither a user or group name nor its number"},
+		{"owner", port("owner: @a:b\n"), `ports[0].owner: "a:b" is neither a name of a user or group nor its number`},
+		{"owner -1", port("owner: @4294967295\n"), "is neither a name of a user or group nor its number"},
 		{"port mac", port("mac: @52-54-00-00-00-01\n"), `"52-54-00-00-00-01" is not a MAC address`},
 		{"port mac group", port("mac: @01:00:5e:00:00:01\n"), "01:00:5e:00:00:01 is a multicast address"},
 		{"port mac zero", port("mac: @00:00:00:00:00:00\n"), "is not the address of a station"},
@@ -243,7 +243,7 @@ func TestBadValues(t *testing.T) {
 		{"ips", port("ips: [@10.0.0.1/24]\n"), `ports[0].ips[0]: "10.0.0.1/24" is not an IP address`},
 		{"ips number", port("ips: [@10]\n"), `"10" is not an IP address`},
 		{"ips twice", port("ips: [10.0.0.1, @10.0.0.1]\n"), "10.0.0.1 is in the list before"},
-		{"queues", port("queues: @2\n"), "ports[0].queues: 2 queue pairs are not supported: this version has one a port"},
+		{"queues", port("queues: @2\n"), "ports[0].queues: 2 queue pairs are not supported by this version: give 1, or remove the key"},
 		{"queues zero", port("queues: @0\n"), "0 queue pairs are not supported"},
 		{"limits", port("limits: {pps: @1000}\n"), "ports[0].limits.pps: limits are not supported by this version"},
 		{"limits bps", port("limits: {bps: @1000}\n"), "ports[0].limits.bps: limits are not supported by this version"},
@@ -283,8 +283,8 @@ uplinks:
   - name: up0
 `))
 	want := `shunt.yaml:3:11: ports[0].name: "P1" is not a name: use up to 63 lower-case letters, digits, dots and dashes, the first a letter or digit
-shunt.yaml:4:14: ports[0].network: there is no network "blue"
-shunt.yaml:5:13: ports[0].socket: "p1.sock" is not the absolute path of a socket
+shunt.yaml:4:14: ports[0].network: there is no network "blue": name one that stands under networks
+shunt.yaml:5:13: ports[0].socket: "p1.sock" is not the path of a socket: begin it with / and end it with a file's name
 shunt.yaml:6:10: ports[0].mac: 01:00:00:00:00:00 is a multicast address: give that of one station
 shunt.yaml:8:5: uplinks[0]: the uplink leads nowhere: give interface or vhost-user`
 	if err == nil || err.Error() != want {
@@ -311,7 +311,7 @@ func TestJSON(t *testing.T) {
 			t.Errorf("%.40s:\ngot  %v\nwant %s", test.text, err, test.want)
 		}
 	}
-	if _, err := Parse("f", make([]byte, MaxDocument+1)); err == nil || err.Error() != "f: the document is larger than 4 MiB" {
+	if _, err := Parse("f", make([]byte, MaxDocument+1)); err == nil || err.Error() != "f: the document is larger than 4 MiB, the most that is read: shorten it" {
 		t.Errorf("a large document: %v", err)
 	}
 }

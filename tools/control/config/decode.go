@@ -14,7 +14,7 @@ type positions map[string]position
 
 func decode(text []byte, to any, read func([]byte) (*node, *Problem)) (positions, []Problem) {
 	if len(text) > MaxDocument {
-		return nil, []Problem{{Reason: fmt.Sprintf("the document is larger than %d MiB", MaxDocument>>20)}}
+		return nil, []Problem{{Reason: fmt.Sprintf("the document is larger than %d MiB, the most that is read: shorten it", MaxDocument>>20)}}
 	}
 	root, problem := read(text)
 	if problem != nil {
@@ -43,11 +43,18 @@ func (d *decoder) fail(path string, n *node, err error) {
 	d.problems = append(d.problems, Problem{Line: n.line, Column: n.column, Path: path, Reason: err.Error()})
 }
 
+// aList is what is wanted where mappings and scalars are refused.
+const aList = "a list"
+
 func (d *decoder) want(path string, n *node, wanted string) {
 	reason := fmt.Sprintf("this is %s: it must be %s", n.kind, wanted)
 	switch n.kind {
-	case kindMap: // YAML's flow style finds one in {flood: [fd00::2]}
-		reason += "; put a value that holds colons in quotes"
+	case kindMap:
+		if wanted == aList {
+			reason += ", with a dash before each entry"
+		} else { // YAML's flow style finds one in {flood: [fd00::2]}
+			reason += "; put a value that holds colons in quotes"
+		}
 	case kindNull:
 		reason = "the key has no value: give one, or remove the key"
 	}
@@ -103,7 +110,7 @@ func (d *decoder) text(n *node, to encoding.TextUnmarshaler, path string) {
 	if err := to.UnmarshalText([]byte(n.text)); err != nil {
 		if _, addr := to.(interface{ IsMulticast() bool }); addr { // netip.Addr, whose own words are for programmers
 			if _, mac := to.(*MAC); !mac {
-				err = fmt.Errorf("%s is not an IP address", quote(n.text))
+				err = fmt.Errorf("%s is not an IP address: write it as 192.0.2.1 or 2001:db8::1, without a prefix length", quote(n.text))
 			}
 		}
 		d.fail(path, n, err)
@@ -147,7 +154,7 @@ func (d *decoder) list(n *node, v reflect.Value, path string) {
 		return
 	case kindList:
 	default:
-		d.want(path, n, "a list")
+		d.want(path, n, aList)
 		return
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(n.items), len(n.items)))
@@ -196,11 +203,11 @@ func (d *decoder) mapping(n *node, v reflect.Value, path string) {
 // later says in which words a key is refused that the design has and this version has not.
 var later = map[reflect.Type]map[string]string{
 	reflect.TypeFor[Config](): {
-		"volumes": "this version has no block storage",
-		"rdma":    "this version has no RDMA",
+		"volumes": "this version has no block storage, remove it",
+		"rdma":    "this version has no RDMA, remove it",
 	},
 	reflect.TypeFor[Port](): {
-		"interface": "this version has vhost-user ports only: give a socket",
+		"interface": "this version has vhost-user ports only, give a socket",
 	},
 }
 

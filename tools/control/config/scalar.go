@@ -167,7 +167,7 @@ func (a *Account) UnmarshalText(text []byte) error {
 		login = login && (lower || i > 0 && later)
 	}
 	if !login {
-		return fmt.Errorf("%s is neither a user or group name nor its number", quote(s))
+		return fmt.Errorf("%s is neither a name of a user or group nor its number: give one of those", quote(s))
 	}
 	*a = Account(s)
 	return nil

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -23,7 +24,7 @@ func readYAML(text []byte) (n *node, problem *Problem) {
 	if err != nil {
 		p := &Problem{Reason: "this is not YAML: " + err.Error()}
 		if syntax := (*yaml.SyntaxError)(nil); errors.As(err, &syntax) {
-			p.Reason = "this is not YAML: " + syntax.Message
+			p.Reason = "this is not YAML: " + strings.ReplaceAll(syntax.Message, "'\t' that cannot start any token", "tab: indent with spaces")
 			if at := syntax.Token; at != nil && at.Position != nil {
 				p.Line, p.Column = at.Position.Line, at.Position.Column
 			}
@@ -37,7 +38,7 @@ func readYAML(text []byte) (n *node, problem *Problem) {
 		case body != nil:
 			at := nodePosition(doc.Body)
 			return nil, &Problem{Line: at.line, Column: at.column,
-				Reason: "a second document begins here: a configuration is one document"}
+				Reason: "a second document begins here: a configuration is one, remove the others"}
 		default:
 			body = doc.Body
 		}

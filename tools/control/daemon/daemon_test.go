@@ -43,7 +43,7 @@ func TestFlags(t *testing.T) {
 		{[]string{"--config", wrong}, 2, "", wrong + ":2:11: networks[0].name: "},
 		{[]string{"--check", "--config", dir + "/none"}, 2, "", "shuntd: read the configuration " + dir + "/none: no such file or directory: create it, or name another file\n"},
 		{[]string{"--check", "--config", dir}, 2, "", "shuntd: read the configuration " + dir + ": is a directory: name a file that can be read\n"},
-		{[]string{"--check", "--config", "/dev/zero"}, 2, "", "/dev/zero: the document is larger than 4 MiB\n"},
+		{[]string{"--check", "--config", "/dev/zero"}, 2, "", "/dev/zero: the document is larger than 4 MiB, the most that is read: shorten it\n"},
 		{[]string{"--chekc"}, 2, "", "shuntd: unknown flag: --chekc\nRun shuntd --help for the flags.\n"},
 		{[]string{"start"}, 2, "", "unknown command \"start\" for \"shuntd\""},
 		{[]string{"--log-level", "loud"}, 2, "", "shuntd: invalid argument \"loud\" for \"--log-level\" flag: choose debug, info, warn or error\nRun"},
