@@ -40,8 +40,8 @@ type Port interface {
 	Release()
 	// Transmit takes frames in order. It keeps a frame beyond the call by setting its slot to nil; the caller
 	// recycles the others. What it can't take it drops and counts. The frames' bodies are memory of another port's guest: after a fault
-	// there, all frames that were not kept count as dropped, and the next call finds the port as if this one had kept no more than
-	// it had finished with.
+	// there, all frames still in the vector count as dropped, and the next call finds the port as if this one had kept no more than
+	// it had finished with. So a frame that was dropped and counted leaves the vector at once if bodies of others are still to be read.
 	Transmit(frames []*frame.Frame, pool *frame.Pool)
 	// Flush, Arm, Pending and Disarm are as in Source.
 	Flush()

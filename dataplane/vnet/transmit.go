@@ -13,8 +13,8 @@ import (
 //	frame ──▶ put ──▶ header, head, body copied into one chain of buffers ──▶ published once, at the end
 //	              └─▶ putMerged: into as many chains as it takes (MRG_RXBUF)
 //
-// It keeps no frame.
-func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
+// It keeps no frame. Those it drops on the way it recycles itself: a fault in a later frame's body counts what is still in the vector.
+func (p *Port) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 	q := &p.rx
 	if q.ring == nil {
 		p.counters.Drop(DropGuestNotReady, len(frames))
@@ -24,7 +24,7 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 	if chains, err := q.ring.Available(); err == nil {
 		q.ring.Hint(min(chains, len(frames)))
 	}
-	packets, bytes := 0, 0
+	packets, bytes, unplaced := 0, 0, 0
 	for i, f := range frames {
 		chains, err := q.ring.Available()
 		if err != nil {
@@ -33,7 +33,7 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 			return
 		}
 		if chains == 0 {
-			p.counters.Drop(DropGuestRingFull, len(frames)-i)
+			unplaced = len(frames) - i
 			break
 		}
 		if err := q.ring.Next(q.chain); err != nil {
@@ -48,6 +48,8 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 				return
 			}
 			p.counters.Drop(drop, 1)
+			pool.Put(f)
+			frames[i] = nil
 			continue
 		}
 		packets++
@@ -58,6 +60,9 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 	}
 	p.counters.TxPackets.Add(uint64(packets))
 	p.counters.TxBytes.Add(uint64(bytes))
+	if unplaced > 0 {
+		p.counters.Drop(DropGuestRingFull, unplaced)
+	}
 }
 
 // put copies a frame into the chain just taken, and further ones if it must and may.

@@ -3,9 +3,11 @@ package vnet_test
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime/debug"
 	"testing"
 
 	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/vnet"
 )
 
@@ -178,6 +180,50 @@ func TestTransmitSmallAfterTooLarge(t *testing.T) {
 	}
 	if d := b.drops(); d[vnet.DropGuestBuffer] != 1 || d[vnet.DropGuestRingFull] != 1 {
 		t.Errorf("drops %v", d)
+	}
+}
+
+// A frame that was dropped and counted is not there to be counted again when the body of a later one turns out to be gone.
+func TestTransmitCountsOnce(t *testing.T) {
+	b := newBed(t, vnet.FeatureVersion1)
+	b.offer(0, 200)
+	b.offer(4096, 200)
+	gone, err := shm.Map(shm.MapOptions{FD: -1, Length: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.Free()
+	if err := gone.Revoke(); err != nil {
+		t.Fatal(err)
+	}
+	b.vector[0], b.vector[1], b.vector[2] = b.frameOf(counting(100)), b.frameOf(counting(300)), b.frameOf(counting(50))
+	b.vector[2].Borrow([][]byte{gone.Bytes()[:50]}, 50)
+	func() {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if _, ok := dataplane.FaultAddress(recover()); !ok {
+				t.Error("no fault")
+			}
+		}()
+		b.port.Transmit(b.vector[:3], b.pool)
+	}()
+	if b.vector[0] == nil || b.vector[1] != nil || b.vector[2] == nil || b.drops()[vnet.DropGuestBuffer] != 1 {
+		t.Errorf("slots %v, drops %v; want the dropped frame's alone empty", b.vector[:3], b.drops())
+	}
+	b.pool.PutAll(b.vector[:3])
+	b.checkPool()
+	if _, _, ok := b.used(); ok || b.counters.TxPackets.Load() != 0 {
+		t.Error("the driver was shown a frame of an unfinished batch")
+	}
+	// The next batch begins where that one did.
+	b.transmit(counting(60), counting(61), counting(62))
+	for _, want := range []uint32{72, 73} {
+		if _, n, ok := b.used(); !ok || n != want {
+			t.Errorf("%d bytes, %v, want %d", n, ok, want)
+		}
+	}
+	if b.counters.TxPackets.Load() != 2 || b.drops()[vnet.DropGuestRingFull] != 1 {
+		t.Errorf("%d sent, drops %v", b.counters.TxPackets.Load(), b.drops())
 	}
 }
 
