@@ -13,8 +13,9 @@ import (
 )
 
 // sendFrames sends raw frames out of a device and returns how many the device
-// was given: a frame that its socket had no room for is tried again.
-func sendFrames(ctx context.Context, ns *netlab.Namespace, device string, count int, frame func(n int) []byte) (sent int, err error) {
+// was given: a frame that its socket had no room for is tried again. It calls
+// pace before each frame.
+func sendFrames(ctx context.Context, ns *netlab.Namespace, device string, count int, frame func(n int) []byte, pace func(n int)) (sent int, err error) {
 	err = ns.Do(func() error {
 		link, err := netlink.LinkByName(device)
 		if err != nil {
@@ -27,6 +28,7 @@ func sendFrames(ctx context.Context, ns *netlab.Namespace, device string, count 
 		defer unix.Close(socket)
 		to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}
 		for sent < count && ctx.Err() == nil {
+			pace(sent)
 			switch err := unix.Sendto(socket, frame(sent), 0, to); err {
 			case nil:
 				sent++

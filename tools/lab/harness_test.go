@@ -131,6 +131,9 @@ func prepare(t *testing.T, ns *netlab.Namespace, name, config string) *daemon.Da
 // image is the guests' base image.
 func image(t *testing.T) guest.Image {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("boots a guest, which make test does and -short does not")
+	}
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb")
 	img, err := guest.Build(t.Context(), guest.Recipe{Progress: func(s string) { t.Log(s) }})
 	if err != nil {

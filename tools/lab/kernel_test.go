@@ -43,9 +43,9 @@ var (
 	}
 )
 
-// config is shuntd's for the paths: one learns and floods, the other has its
+// kernelConfig is shuntd's for the paths: one learns and floods, the other has its
 // forwarding entry written down.
-func config(dir string, paths ...path) string {
+func kernelConfig(dir string, paths ...path) string {
 	text := "workers: {cpus: [1], idle: adaptive}\nuplinks:\n"
 	for _, p := range paths {
 		text += fmt.Sprintf("  - {name: %s, interface: %s, address: \"%s\"}\n", p.uplink, p.uplink, p.local)
@@ -96,7 +96,7 @@ func TestGuestAndKernel(t *testing.T) {
 		join(t, ctx, host, far, p)
 	}
 	undisturbed(t, far, host, over4.local)
-	d := start(t, host, "shuntd", config(dir, paths...))
+	d := start(t, host, "shuntd", kernelConfig(dir, paths...))
 	var nics []guest.NIC
 	for _, p := range paths {
 		nics = append(nics, guest.NIC{Socket: socket(dir, p), MAC: p.guestMAC, Reconnect: true})
@@ -143,6 +143,29 @@ func TestGuestAndKernel(t *testing.T) {
 			}
 		})
 	}
+	t.Run("shuntd killed under load", func(t *testing.T) {
+		// A TCP connection through the tunnel lives through it.
+		done := make(chan error, 1)
+		go func() {
+			_, err := peer.Iperf(ctx, far, g, over4.peer4, peer.IperfOptions{Rate: 10e6, Time: 10 * time.Second})
+			done <- err
+		}()
+		for begin := counters(t, d, control.KindUplink, "up4").TxPackets; counters(t, d, control.KindUplink, "up4").TxPackets < begin+500; {
+			if ctx.Err() != nil {
+				t.Fatal(context.Cause(ctx))
+			}
+		}
+		d.Kill()
+		if left, err := d.Leftovers(); err != nil || len(left) == 0 {
+			t.Errorf("a killed daemon left no program to take over: %v", err)
+		}
+		if err := d.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	goodChecksums(t, ctx, "the guest", g)
 	goodChecksums(t, ctx, "the peer", far)
 	goodChecksums(t, ctx, "the host", host)

@@ -14,7 +14,7 @@ type PingOptions struct {
 	Count int
 	// Size of the ICMP payload in bytes; 0 is 56.
 	Size int
-	// Wait for the last answer, in whole seconds; 0 is 5 s.
+	// Wait for each answer, in whole seconds; 0 is 5 s.
 	Wait time.Duration
 }
 
@@ -30,7 +30,8 @@ var (
 )
 
 // Ping sends echo requests to an IPv4 or IPv6 address, with iputils' ping or
-// busybox's. Answers that did not come are no error: look at Received.
+// busybox's, one after the other. Answers that did not come are no error: look
+// at Received.
 func Ping(ctx context.Context, r Runner, address string, o PingOptions) (Pinged, error) {
 	count, size, wait := o.Count, o.Size, o.Wait
 	if count == 0 {
@@ -42,12 +43,29 @@ func Ping(ctx context.Context, r Runner, address string, o PingOptions) (Pinged,
 	if wait == 0 {
 		wait = 5 * time.Second
 	}
-	out, err := r.Run(ctx, "ping", "-i", "0.2", "-c", strconv.Itoa(count), "-s", strconv.Itoa(size), "-W", strconv.Itoa(int(wait.Seconds())), address)
-	p, ok := parsePing(out)
-	if !ok {
-		return p, fmt.Errorf("ping %s: %w\n%s", address, err, out)
+	var sum Pinged
+	for range count {
+		// Of several requests at once, both programs take the answer to the last
+		// for lost after two round trips, which is not so on a busy machine.
+		out, err := r.Run(ctx, "ping", "-c", "1", "-s", strconv.Itoa(size), "-W", strconv.Itoa(int(wait.Seconds())), address)
+		p, ok := parsePing(out)
+		if !ok {
+			return sum, fmt.Errorf("ping %s: %w\n%s", address, err, out)
+		}
+		sum.add(p)
 	}
-	return p, nil
+	return sum, nil
+}
+
+func (p *Pinged) add(q Pinged) {
+	if q.Received > 0 {
+		if p.Received == 0 {
+			p.Min = q.Min
+		}
+		p.Min, p.Max = min(p.Min, q.Min), max(p.Max, q.Max)
+		p.Avg = (p.Avg*time.Duration(p.Received) + q.Avg*time.Duration(q.Received)) / time.Duration(p.Received+q.Received)
+	}
+	p.Sent, p.Received = p.Sent+q.Sent, p.Received+q.Received
 }
 
 func parsePing(out string) (Pinged, bool) {
