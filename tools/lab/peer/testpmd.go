@@ -249,6 +249,9 @@ func (t *Testpmd) WaitStats(ctx context.Context, port int, enough func(PortStats
 // Output is all testpmd printed.
 func (t *Testpmd) Output() string { return t.output.from(0) }
 
+// PID is that of testpmd's process.
+func (t *Testpmd) PID() int { return t.process.PID() }
+
 // Kill kills testpmd as a crash would and waits until it is gone.
 func (t *Testpmd) Kill() { t.process.Kill() }
 
