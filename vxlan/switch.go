@@ -230,10 +230,10 @@ func (s *Switch) vtepsFit(n *Network, local netip.Addr) error {
 	more := 0
 	for _, a := range n.vteps() {
 		if a == local {
-			return fmt.Errorf("network %s: VTEP %v is this machine's own address: %w", n.Name, a, ErrInvalid)
+			return fmt.Errorf("network %s: VTEP %v: %w, it is this machine's own address; name other machines only", n.Name, a, ErrInvalid)
 		}
 		if local.IsValid() && a.Is4() != local.Is4() {
-			return fmt.Errorf("network %s: VTEP %v: %w, the uplink's address %v is of the other IP version", n.Name, a, ErrInvalid, local)
+			return fmt.Errorf("network %s: VTEP %v: %w, the uplink's address %v is of the other IP version; name VTEPs of that one", n.Name, a, ErrInvalid, local)
 		}
 		if _, ok := s.vteps.index[vtepKey{n.Uplink, a}]; !ok {
 			more++
