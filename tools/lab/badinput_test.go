@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/tools/lab/netlab"
 	"github.com/shuntio/shunt/tools/need"
@@ -132,7 +133,8 @@ func (m *machine) judge(t *testing.T, out, says string) {
 // traces are what a daemon could leave on the machine.
 func (m *machine) traces(t *testing.T, ctx context.Context) string {
 	t.Helper()
-	out, err := m.ns.Run(ctx, "sh", "-c", `ip -o link; ip -o addr; ip rule; ip route; find /sys/fs/bpf "$0" | grep -v '\.debug$' | sort`, m.dir)
+	// What the kernel does by itself some time after a device was set up does not count: operational state, link-local addresses.
+	out, err := m.ns.Run(ctx, "sh", "-c", `ip -o link | sed 's/,LOWER_UP//; s/ state [A-Z]*//'; ip -o -4 addr; ip -6 -o addr | grep -v fe80; ip rule; ip route; find /sys/fs/bpf "$0" | grep -v '\.debug$' | sort`, m.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +233,12 @@ func foreignProgram(t *testing.T, m *machine) {
 
 // foreignSocket binds an AF_XDP socket to the uplink's queue.
 func foreignSocket(t *testing.T, m *machine) {
-	memory, err := frame.NewMemory(make([]byte, 65*frame.ChunkSize)[:64*frame.ChunkSize])
+	pages, err := shm.Map(shm.MapOptions{FD: -1, Length: 64 * frame.ChunkSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pages.Free() })
+	memory, err := frame.NewMemory(pages.Bytes())
 	if err != nil {
 		t.Fatal(err)
 	}
