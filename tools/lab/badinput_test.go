@@ -133,8 +133,10 @@ func (m *machine) judge(t *testing.T, out, says string) {
 // traces are what a daemon could leave on the machine.
 func (m *machine) traces(t *testing.T, ctx context.Context) string {
 	t.Helper()
-	// What the kernel does by itself some time after a device was set up does not count: operational state, link-local addresses.
-	out, err := m.ns.Run(ctx, "sh", "-c", `ip -o link | sed 's/,LOWER_UP//; s/ state [A-Z]*//'; ip -o -4 addr; ip -6 -o addr | grep -v fe80; ip rule; ip route; find /sys/fs/bpf "$0" | grep -v '\.debug$' | sort`, m.dir)
+	// What the kernel does by itself some time after a device was set up does not count: its carrier, link-local addresses.
+	out, err := m.ns.Run(ctx, "sh", "-c", `(ip -o link; ip -o addr; ip rule; ip route) |
+		sed 's/NO-CARRIER,//; s/,LOWER_UP//; s/ state [A-Z]*//; s/ linkdown//; / fe80::/d'
+		find /sys/fs/bpf "$0" | grep -v '\.debug$' | sort`, m.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +189,7 @@ func TestRefusedInterface(t *testing.T) {
 				"shuntd: uplink up1: interface up9: no such interface: create it, or name one that ip link shows"},
 		{name: "own address flooded", change: []string{"192.0.2.2", "192.0.2.1"}, says: "network blue: VTEP 192.0.2.1: invalid, it is this machine's own address; name other machines only"},
 		{name: "other IP version flooded", change: []string{"192.0.2.2", `"2001:db8::2"`}, says: "network blue: VTEP 2001:db8::2: invalid, the uplink's address 192.0.2.1 is of the other IP version; name VTEPs of that one"},
-		{name: "foreign program", before: foreignProgram,
+		{name: "foreign program", before: func(t *testing.T, m *machine) { foreignProgram(t, m.ns, "up0") },
 			says: "uplink up0: interface up0 runs XDP program stranger (id #, native), which shunt did not put there" + takeOff},
 		{name: "queue taken", before: foreignSocket,
 			says: "uplink up0: AF_XDP on up0 queue 0: another AF_XDP socket holds the queue; stop its program (ss --xdp -p shows which), or take another queue"},
@@ -207,20 +209,20 @@ func (m *machine) setMTU(t *testing.T, mtu int) {
 	t.Cleanup(func() { set(1500) })
 }
 
-// foreignProgram puts an XDP program on the uplink that has nothing to do with shunt.
-func foreignProgram(t *testing.T, m *machine) {
+// foreignProgram puts an XDP program on a device that has nothing to do with shunt, until the end of the test.
+func foreignProgram(t *testing.T, ns *netlab.Namespace, device string) {
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "stranger", Type: ebpf.XDP, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { program.Close() })
-	err = m.ns.Do(func() error {
-		up, err := netlink.LinkByName("up0")
+	err = ns.Do(func() error {
+		on, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}
-		l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: up.Attrs().Index, Flags: link.XDPDriverMode})
+		l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: on.Attrs().Index, Flags: link.XDPDriverMode})
 		if err == nil {
 			t.Cleanup(func() { l.Close() })
 		}

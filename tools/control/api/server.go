@@ -149,6 +149,7 @@ func read(r *http.Request) ([]byte, error) {
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
+		_, _ = io.CopyN(io.Discard, r.Body, 4*config.MaxDocument) // who is still writing would not read the answer
 		return nil, &Error{Code: CodeLarge, Message: fmt.Sprintf("the body is larger than %d MiB", config.MaxDocument>>20)}
 	case err != nil:
 		return nil, bad("the body could not be read: %v", err)
