@@ -11,20 +11,24 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/tools/lab/netlab"
 )
 
 // What the API refuses has a code, and the running configuration is as before.
 func TestRefusedRequests(t *testing.T) {
 	ctx := within(t, time.Minute)
-	r := newRefusals(t)
-	taken := filepath.Join(r.dir, "taken.sock")
+	host, dir := namespace(t, "host"), t.TempDir()
+	wire(t,
+		netlab.End{Namespace: host, Name: "up", Addrs: []string{"192.0.2.1/24"}},
+		netlab.End{Namespace: namespace(t, "far"), Name: "up", Addrs: []string{"192.0.2.2/24"}})
+	taken := filepath.Join(dir, "taken.sock")
 	listener, err := net.Listen("unix", taken)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { listener.Close() })
-	d := start(t, r.host, "shuntd", "uplinks: [{name: up, interface: up}]\nnetworks: [{name: net, vni: 7, uplink: up}]\n"+
-		"ports: [{name: p, network: net, mac: \"52:54:00:00:00:01\", socket: "+r.dir+"/p.sock}]\n")
+	d := start(t, host, "shuntd", "uplinks: [{name: up, interface: up}]\nnetworks: [{name: net, vni: 7, uplink: up}]\n"+
+		"ports: [{name: p, network: net, mac: \"52:54:00:00:00:01\", socket: "+dir+"/p.sock}]\n")
 	c := d.API()
 	before, err := c.Config(ctx)
 	if err != nil {
@@ -39,7 +43,7 @@ func TestRefusedRequests(t *testing.T) {
 		code api.Code
 	}{
 		"port on a socket in use":  {func() ([]control.Change, error) { return c.PutPort(ctx, port("q", taken)) }, api.CodeConflict},
-		"port on another's socket": {func() ([]control.Change, error) { return c.PutPort(ctx, port("q", r.dir+"/p.sock")) }, api.CodeInvalid},
+		"port on another's socket": {func() ([]control.Change, error) { return c.PutPort(ctx, port("q", dir+"/p.sock")) }, api.CodeInvalid},
 		"uplink without interface": {func() ([]control.Change, error) {
 			return c.PutUplink(ctx, config.Uplink{Name: "up2", Interface: "nosuch"})
 		}, api.CodeApply},
@@ -52,7 +56,7 @@ func TestRefusedRequests(t *testing.T) {
 		"nothing removed":        {func() ([]control.Change, error) { return c.Delete(ctx, control.KindPort, "nosuch") }, api.CodeNotFound},
 		"configuration with another control socket": {func() ([]control.Change, error) {
 			changed := *before
-			changed.Control.Socket = r.dir + "/other.sock"
+			changed.Control.Socket = dir + "/other.sock"
 			return c.Apply(ctx, &changed)
 		}, api.CodeRestart},
 	} {

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -13,23 +11,6 @@ import (
 
 	"github.com/shuntio/shunt/tools/lab/netlab"
 )
-
-// Refuse starts the daemon and expects that it ends by itself, which it must
-// do within the time a start may take. It returns how it ended.
-func (d *Daemon) Refuse(ctx context.Context) (*ExitError, error) {
-	err := d.Start(ctx)
-	var exit *ExitError
-	if errors.As(err, &exit) {
-		return exit, nil
-	}
-	if err == nil {
-		err = fmt.Errorf("%s runs, though it should have refused\n%s", d.o.Name, d.Log())
-	}
-	if d.Running() {
-		err = errors.Join(err, d.Stop(ctx))
-	}
-	return nil, err
-}
 
 // Leftovers lists what a daemon that ended should have taken with it: XDP
 // programs and pins of its namespace, its control socket, and the files named.
