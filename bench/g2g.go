@@ -17,6 +17,7 @@ import (
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/pinning"
 	"github.com/shuntio/shunt/vxlan"
+	"golang.org/x/sys/unix"
 )
 
 // GuestToGuestOptions configure GuestToGuest; zero values are good.
@@ -161,6 +162,7 @@ type engine struct {
 	worker *dataplane.Worker
 	links  []*dataplane.Link
 	memory *shm.Mapping
+	thread atomic.Int64 // the worker's, once it runs
 	done   sync.WaitGroup
 }
 
@@ -180,10 +182,12 @@ func newEngine(cpu int, idle dataplane.IdlePolicy) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := dataplane.NewWorker(dataplane.WorkerOptions{
-		Pool: pool, Idle: idle, Start: func() error { return pinning.Apply(cpu) },
-	})
-	return &engine{worker: w, memory: mapping}, err
+	e := &engine{memory: mapping}
+	e.worker, err = dataplane.NewWorker(dataplane.WorkerOptions{Pool: pool, Idle: idle, Start: func() error {
+		e.thread.Store(int64(unix.Gettid()))
+		return pinning.Apply(cpu)
+	}})
+	return e, err
 }
 
 // open makes a port for a guest, and hands it the guest's rings.

@@ -145,6 +145,9 @@ func (g *GuestToWire) Guest() *dataplane.Counters { return g.engine.links[0].Cou
 // BusyNanos is the time the worker spent in rounds that found work, so far.
 func (g *GuestToWire) BusyNanos() uint64 { return g.engine.worker.Stats().BusyNanos.Load() }
 
+// Thread is the worker's, by the kernel's number.
+func (g *GuestToWire) Thread() int { return int(g.engine.thread.Load()) }
+
 // generate is the guest's driver, until Close.
 func (g *GuestToWire) generate(o GuestToWireOptions) error {
 	runtime.LockOSThread() // never unlocked: it is pinned
