@@ -20,7 +20,6 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/tools/lab/netlab"
-	"github.com/shuntio/shunt/tools/need"
 )
 
 // request is one that the API must refuse.
@@ -251,23 +250,20 @@ func TestRefusedReload(t *testing.T) {
 	reload(s.config, `msg="the configuration was read again" created=0 updated=0 replaced=0 removed=1 unchanged=5 failed=0`)
 }
 
-// TestTimeout stops it as timeout(1) does, which signals its child and then its whole process group.
-func TestTimeout(t *testing.T) {
+// TestTwoSignals stops it as timeout(1) does, which signals its child and then its whole process group.
+func TestTwoSignals(t *testing.T) {
 	t.Parallel()
-	need.Program(t, "timeout")
-	m := newMachine(t, "timeout")
-	ctx := within(t, 30*time.Second)
-	file := m.path("shunt.yaml")
-	if err := os.WriteFile(file, []byte(m.fill(goodConfig)), 0o600); err != nil {
+	s := newSite(t)
+	if err := syscall.Kill(s.d.PID(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	before := m.traces(t, ctx)
-	out, err := m.ns.Run(ctx, "timeout", "--preserve-status", "2", shuntd(t), "--config", file)
-	if err != nil || !strings.Contains(out, "shuntd is ready") || !strings.Contains(out, "shuntd stopped") {
-		t.Errorf("%v:\n%s", err, out)
+	s.logs(t, `msg="shuntd stops"`)
+	if err := s.d.Stop(t.Context()); err != nil {
+		t.Error(err)
 	}
-	if after := m.traces(t, ctx); after != before {
-		t.Errorf("before it\n%s\nand behind it\n%s", before, after)
+	left, err := s.d.Leftovers(filepath.Join(s.dir, "p1.sock"), filepath.Join(s.dir, "p2.sock"))
+	if err != nil || len(left) > 0 || !strings.Contains(s.d.Log(), `msg="shuntd stopped"`) {
+		t.Errorf("left behind: %v %v\n%s", left, err, s.d.Log())
 	}
 }
 
