@@ -6,6 +6,7 @@ import (
 	"math"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"time"
 )
 
@@ -23,6 +24,40 @@ func (p Pauses) String() string {
 }
 
 const pauseMetric = "/sched/pauses/total/gc:seconds"
+
+// window is how often a rate is sampled: short enough that neighbours on a shared machine spoil some windows and not all.
+const window = 100 * time.Millisecond
+
+// rates samples a counter once a window until stop is called, which returns the rates in millions per second, sorted.
+func rates(count func() uint64) (stop func() []float64) {
+	quit, result := make(chan struct{}), make(chan []float64)
+	go func() {
+		var all []float64
+		tick := time.NewTicker(window)
+		defer tick.Stop()
+		for last, at := count(), time.Now(); ; {
+			select {
+			case <-quit:
+				slices.Sort(all)
+				result <- all
+				return
+			case <-tick.C:
+			}
+			n, now := count(), time.Now()
+			all = append(all, float64(n-last)/now.Sub(at).Seconds()/1e6)
+			last, at = n, now
+		}
+	}()
+	return func() []float64 { close(quit); return <-result }
+}
+
+// quartile is the value that the best quarter of a sorted list reaches; 0 of an empty one.
+func quartile(sorted []float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[len(sorted)*3/4]
+}
 
 // collectMeanwhile lets a duration pass and forces n collections in it.
 func collectMeanwhile(ctx context.Context, n int, d time.Duration) Pauses {
