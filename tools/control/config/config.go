@@ -74,7 +74,7 @@ type Network struct {
 	Name     string       `json:"name"`
 	VNI      uint32       `json:"vni,omitempty"`    // 1 to MaxVNI; absent: flat, or local
 	Uplink   string       `json:"uplink,omitempty"` // absent: frames are switched between ports of this host only
-	MTU      int          `json:"mtu,omitempty"`    // of the guests' frames; absent: what the uplink leaves, 1500 without one
+	MTU      int          `json:"mtu,omitempty"`    // of the guests' frames; absent: 1500 less the headers of VXLAN, if it has one
 	Learning bool         `json:"learning"`         // of source addresses; absent: true
 	Flood    []netip.Addr `json:"flood,omitempty"`  // VTEPs that broadcast, unknown and multicast frames are replicated to
 	Entries  []Entry      `json:"entries,omitempty"`
