@@ -117,7 +117,11 @@ func (s *Switch) buildStatic(r *networkRecord) table {
 	}
 	t := newTable(len(here)+len(r.config.Entries), s.seed)
 	for _, e := range r.config.Entries {
-		t.put(e.MAC, atVTEP(s.vteps.index[vtepKey{r.config.Uplink, e.VTEP}]), 0)
+		at := atUplink
+		if !r.config.Flat {
+			at = atVTEP(s.vteps.index[vtepKey{r.config.Uplink, e.VTEP}])
+		}
+		t.put(e.MAC, at, 0)
 	}
 	for _, p := range here {
 		t.put(p.config.MAC, atPort(p.slot), 0)

@@ -89,7 +89,7 @@ type Entry struct {
 	MAC wire.MAC
 	// IP is the guest's IP address, if it is known.
 	IP netip.Addr
-	// VTEP is where the guest is.
+	// VTEP is where the guest is. Zero in a flat network, and only there: on the uplink's wire.
 	VTEP netip.Addr
 }
 
@@ -138,8 +138,8 @@ func (n *Network) validate() error {
 	if !n.Flat && n.Uplink != "" && (n.VNI == 0 || n.VNI > wire.MaxVNI) {
 		return fmt.Errorf("network %s: VNI %d: %w, must be 1 to %d", n.Name, n.VNI, ErrInvalid, wire.MaxVNI)
 	}
-	if n.Flat && len(n.Flood)+len(n.Entries) > 0 {
-		return fmt.Errorf("network %s: a flat network has no VTEPs, remove flood and entries: %w", n.Name, ErrInvalid)
+	if n.Flat && len(n.Flood) > 0 {
+		return fmt.Errorf("network %s: a flat network has no VTEPs, remove flood: %w", n.Name, ErrInvalid)
 	}
 	if n.Uplink == "" && len(n.Flood)+len(n.Entries) > 0 {
 		return fmt.Errorf("network %s: flood and entries need an uplink: %w", n.Name, ErrInvalid)
@@ -167,6 +167,12 @@ func (n *Network) validate() error {
 		}
 		seen[e.MAC] = true
 		e.VTEP, e.IP = e.VTEP.Unmap(), e.IP.Unmap()
+		if n.Flat {
+			if e.VTEP.IsValid() {
+				return fmt.Errorf("network %s: entry for %v: a flat network has no VTEPs, remove it: %w", n.Name, e.MAC, ErrInvalid)
+			}
+			continue
+		}
 		if err := n.vtep(e.VTEP); err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ var (
 	// DropOuterFragment is for outer fragments, which RFC 7348 4.3 lets a VTEP discard.
 	DropOuterFragment = dataplane.NewReason("bad-outer-fragment", "the outer packet is a fragment")
 	// DropOuterUDP is for a UDP length that contradicts the packet's, or a bad checksum.
-	DropOuterUDP = dataplane.NewReason("bad-outer-udp", "the outer UDP header has a bad length or checksum")
+	DropOuterUDP = dataplane.NewReason("bad-outer-udp", "the outer UDP header has a bad length or checksum; a veth peer leaves checksums to nobody unless told to make them (ethtool -K DEV tx off)")
 	// DropOuterVXLAN is for VXLAN headers without VNI, or with less than an Ethernet header behind.
 	DropOuterVXLAN = dataplane.NewReason("bad-outer-vxlan", "the VXLAN header has no VNI, or no frame behind it")
 	// DropUnknownVNI is for networks that this machine does not have, or has on another uplink.

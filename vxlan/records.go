@@ -75,7 +75,9 @@ func (n *Network) vteps() []netip.Addr {
 		add(a)
 	}
 	for _, e := range n.Entries {
-		add(e.VTEP)
+		if e.VTEP.IsValid() { // else the network is flat
+			add(e.VTEP)
+		}
 	}
 	return all
 }

@@ -300,6 +300,29 @@ func TestFlatNetwork(t *testing.T) {
 	l.balanced()
 }
 
+// An entry of a flat network says that a station is on the wire, so that no port has to be asked, and none can attract its frames.
+func TestFlatEntries(t *testing.T) {
+	l := newLab(t)
+	up := l.uplink("up0", host4)
+	l.network(Network{Name: "flat", Flat: true, Uplink: "up0", Learning: true, Entries: []Entry{{MAC: macX}, {MAC: mac2}}})
+	a := l.attach(Port{Name: "a", Network: "flat", MAC: mac1, AntiSpoof: true})
+	b := l.attach(Port{Name: "b", Network: "flat", MAC: mac2})
+	l.send(b, ethernetFrame(wire.Broadcast, macX)) // claims to be the station on the wire
+	l.got(a, ethernetFrame(wire.Broadcast, macX))
+	l.got(up, ethernetFrame(wire.Broadcast, macX))
+	l.send(a, ethernetFrame(macX, mac1), ethernetFrame(mac2, mac1))
+	l.got(up, ethernetFrame(macX, mac1))
+	l.got(b, ethernetFrame(mac2, mac1)) // the port wins over the entry
+	l.send(up, ethernetFrame(macX, mac3))
+	l.dropped(up, DropSplitHorizon, 1)
+	l.balanced()
+	for _, e := range l.sw.FDB() {
+		if e.MAC == macX && (e.Kind != KindStatic || e.VTEP.IsValid() || e.Port != "") {
+			t.Errorf("%+v", e)
+		}
+	}
+}
+
 func TestDetach(t *testing.T) {
 	l := newLab(t)
 	l.network(Network{Name: "blue", Learning: true})

@@ -64,7 +64,7 @@ func (u *uplink) decide(sw *Switch, now *snapshot, f *frame.Frame, tick uint32) 
 		return nil, drop(why)
 	}
 	to := nw.lookup(now, wire.Ethernet(f.Head()).Destination(), tick)
-	if to.isVTEP() {
+	if to.isVTEP() || to == atUplink {
 		return nil, drop(DropSplitHorizon)
 	}
 	return nw, verdict{to: to}

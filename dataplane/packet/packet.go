@@ -3,13 +3,18 @@
 //	NIC ──▶ XDP ──▶ kernel (its ARP, ND, mDNS go on)
 //	                  └──copy──▶ AF_PACKET socket ──▶ Port ──▶ the flat network's ports
 //
+// It also opens the interface's own filter, which would keep from us what is not the host's: all multicasts, and unicasts to the
+// addresses that Listen names. Those come by AF_XDP, but only if the NIC lets them in.
+//
 // A redirect to an AF_XDP socket would take such a frame away from the kernel, and XDP cannot duplicate one. They are few, so
 // one system call each is no matter. A Port only receives: what the flat network sends leaves by the uplink's AF_XDP socket.
 package packet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -30,7 +35,9 @@ const headerLen = 10
 // Port receives multicast frames of one interface. It is a dataplane.Port that sends nothing.
 type Port struct {
 	fd       int
+	ifindex  int
 	counters *dataplane.Counters
+	heard    map[[6]byte]bool // by Listen; the control side's
 }
 
 // Open begins to receive the multicast frames that reach an interface from outside.
@@ -39,15 +46,15 @@ func Open(ifindex int, counters *dataplane.Counters) (*Port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w; run as root or with CAP_NET_RAW", err)
 	}
-	p := &Port{fd: fd, counters: counters}
-	if err := p.bind(ifindex); err != nil {
+	p := &Port{fd: fd, ifindex: ifindex, counters: counters, heard: map[[6]byte]bool{}}
+	if err := p.bind(); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("packet socket on interface %d: %w", ifindex, err)
 	}
 	return p, nil
 }
 
-func (p *Port) bind(ifindex int) error {
+func (p *Port) bind() error {
 	if err := unix.SetsockoptInt(p.fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1); err != nil {
 		return err
 	}
@@ -66,7 +73,46 @@ func (p *Port) bind(ifindex int) error {
 		return err
 	}
 	all := binary.BigEndian.Uint16([]byte{0, unix.ETH_P_ALL})
-	return unix.Bind(p.fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: ifindex})
+	if err := unix.Bind(p.fd, &unix.SockaddrLinklayer{Protocol: all<<8 | all>>8, Ifindex: p.ifindex}); err != nil {
+		return err
+	}
+	return p.member(unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Type: unix.PACKET_MR_ALLMULTI})
+}
+
+// Listen lets unicasts to an address in, besides the interface's own. A NIC whose filter is full lets everything in. Not to be called by
+// two goroutines at once.
+func (p *Port) Listen(mac [6]byte) error {
+	if p.heard[mac] { // the kernel would count, and want as many Ignores
+		return nil
+	}
+	if err := p.member(unix.PACKET_ADD_MEMBERSHIP, unicast(mac)); err != nil {
+		return fmt.Errorf("listen to %s: %w", net.HardwareAddr(mac[:]), err)
+	}
+	p.heard[mac] = true
+	return nil
+}
+
+// Ignore takes Listen back. What is not taken back ends with Close.
+func (p *Port) Ignore(mac [6]byte) error {
+	if !p.heard[mac] {
+		return nil
+	}
+	delete(p.heard, mac)
+	if err := p.member(unix.PACKET_DROP_MEMBERSHIP, unicast(mac)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("listen to %s no more: %w", net.HardwareAddr(mac[:]), err)
+	}
+	return nil
+}
+
+func unicast(mac [6]byte) *unix.PacketMreq {
+	m := &unix.PacketMreq{Type: unix.PACKET_MR_UNICAST, Alen: uint16(len(mac))}
+	copy(m.Address[:], mac[:])
+	return m
+}
+
+func (p *Port) member(option int, m *unix.PacketMreq) error {
+	m.Ifindex = int32(p.ifindex)
+	return unix.SetsockoptPacketMreq(p.fd, unix.SOL_PACKET, option, m)
 }
 
 // FD is readable when frames wait; the worker watches it.

@@ -3,6 +3,7 @@ package packet
 import (
 	"bytes"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -108,5 +109,64 @@ func TestReceiveMulticast(t *testing.T) {
 	}
 	if rx := counters.RxPackets.Load(); rx == 0 {
 		t.Error("nothing was counted")
+	}
+}
+
+// What is not the host's own passes the interface's filter as long as somebody wants it.
+func TestFilter(t *testing.T) {
+	need.Root(t)
+	need.Program(t, "ip", "bridge")
+	here, err := netlab.NewNamespace("packet-filter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { here.Close() })
+	if err := netlab.Veth(netlab.End{Namespace: here, Name: "a0"}, netlab.End{Namespace: here, Name: "a1"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	var p *Port
+	err = here.Do(func() error {
+		ifi, err := net.InterfaceByName("a0")
+		if err != nil {
+			return err
+		}
+		p, err = Open(ifi.Index, &dataplane.Counters{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mac = "52:54:00:00:00:01"
+	passes := func() (unicast, all bool) {
+		t.Helper()
+		addresses, err := here.Run(t.Context(), "bridge", "fdb", "show", "dev", "a0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, err := here.Run(t.Context(), "ip", "-d", "link", "show", "a0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(addresses, mac), strings.Contains(link, "allmulti 1")
+	}
+	for _, step := range []struct {
+		name         string
+		do           func() error
+		unicast, all bool
+	}{
+		{"open", func() error { return nil }, false, true},
+		{"listen", func() error { return p.Listen([6]byte{0x52, 0x54, 0, 0, 0, 1}) }, true, true},
+		{"listen again", func() error { return p.Listen([6]byte{0x52, 0x54, 0, 0, 0, 1}) }, true, true},
+		{"ignore", func() error { return p.Ignore([6]byte{0x52, 0x54, 0, 0, 0, 1}) }, false, true},
+		{"ignore again", func() error { return p.Ignore([6]byte{0x52, 0x54, 0, 0, 0, 1}) }, false, true},
+		{"listen once more", func() error { return p.Listen([6]byte{0x52, 0x54, 0, 0, 0, 1}) }, true, true},
+		{"close", func() error { return p.Close() }, false, false},
+	} {
+		if err := step.do(); err != nil {
+			t.Errorf("%s: %v", step.name, err)
+		}
+		if unicast, all := passes(); unicast != step.unicast || all != step.all {
+			t.Errorf("%s: unicasts pass: %v, all multicasts: %v; want %v, %v", step.name, unicast, all, step.unicast, step.all)
+		}
 	}
 }

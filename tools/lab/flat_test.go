@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,26 @@ func TestFlat(t *testing.T) {
 			} else if len(rows) > 0 != want {
 				t.Errorf("%d frames on the wire are %s", len(rows), filter)
 			}
+		}
+	})
+	t.Run("in the filter", func(t *testing.T) { // a NIC would not let a guest's frames in otherwise
+		if out := run(t, f.host, "bridge", "fdb", "show", "dev", "up0"); !strings.Contains(out, macA) || strings.Contains(out, macB) {
+			t.Errorf("the uplink listens to %s", out)
+		}
+	})
+	t.Run("a station on the wire", func(t *testing.T) {
+		n, err := f.d.API().Network(ctx, "flat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Config.Entries = []config.Entry{{MAC: config.MAC{0x02, 0, 0, 0, 1, 2}}} // macRemote
+		if _, err := f.d.API().PutNetwork(ctx, n.Config); err != nil {
+			t.Fatal(err)
+		}
+		pings(t, ctx, f.guest, "192.0.2.2", 56)
+		fdb, err := f.d.API().FDB(ctx, "flat")
+		if err != nil || !slices.ContainsFunc(fdb, func(e control.FDBEntry) bool { return e.MAC.String() == macRemote && e.Origin == control.FDBStatic }) {
+			t.Errorf("the entry is not in the table: %v (%v)", fdb, err)
 		}
 	})
 	t.Run("a port without mac", func(t *testing.T) {

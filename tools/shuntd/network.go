@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/shuntio/shunt/dataplane/packet"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -71,17 +72,40 @@ func (e *engine) steer(n *network) error {
 	if !n.flat() {
 		return u.program.AddVNI(n.config.VNI, 0)
 	}
+	if err := e.setMulticast(u, true); err != nil {
+		return err
+	}
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
-			if err := u.program.AddMAC(p.config.MAC, 0); err != nil {
+			if err := u.addMAC(p.config.MAC); err != nil {
 				return err
 			}
 		}
 	}
-	if err := e.setMulticast(u, true); err != nil {
-		return err
-	}
 	return u.program.SetFlat(true)
+}
+
+// addMAC makes frames to a flat network's guest ours: the NIC lets them in, the program gives them to us. With steer held.
+func (u *uplink) addMAC(mac config.MAC) error {
+	if u.multicast != nil {
+		if err := u.multicast.Port.(*packet.Port).Listen(mac); err != nil {
+			return err
+		}
+	}
+	err := u.program.AddMAC(mac, 0)
+	if err != nil {
+		err = errors.Join(err, u.removeMAC(mac))
+	}
+	return err
+}
+
+// removeMAC is the reverse of addMAC. With steer held.
+func (u *uplink) removeMAC(mac config.MAC) error {
+	err := u.program.RemoveMAC(mac)
+	if u.multicast != nil {
+		err = errors.Join(err, u.multicast.Port.(*packet.Port).Ignore(mac))
+	}
+	return err
 }
 
 // unsteer leaves a network's frames on the wire to the kernel again.
@@ -98,7 +122,7 @@ func (e *engine) unsteer(n *network) error {
 	errs := []error{u.program.SetFlat(false), e.setMulticast(u, false)}
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
-			errs = append(errs, u.program.RemoveMAC(p.config.MAC))
+			errs = append(errs, u.removeMAC(p.config.MAC))
 		}
 	}
 	return errors.Join(errs...)

@@ -93,7 +93,7 @@ func (e *engine) steerMAC(n *network, mac config.MAC) error {
 	}
 	u.steer.Lock()
 	defer u.steer.Unlock()
-	return u.program.AddMAC(mac, 0)
+	return u.addMAC(mac)
 }
 
 // UpdatePort implements control.Engine.
@@ -111,15 +111,22 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
-	if err := e.steerMAC(n, c.MAC); err != nil {
-		return err
+	was := p.config
+	moves := was.Network != c.Network || was.MAC != c.MAC
+	if moves {
+		if err := e.steerMAC(n, c.MAC); err != nil {
+			return err
+		}
 	}
 	if err := e.fabric.SetPort(vxlanPort(c)); err != nil {
-		return refused(err, vxlan.ErrConflict)
+		err = refused(err, vxlan.ErrConflict)
+		if moves {
+			err = errors.Join(err, e.unsteerMAC(c))
+		}
+		return err
 	}
-	was := p.config
 	p.config = c
-	if was.Network != c.Network || was.MAC != c.MAC {
+	if moves {
 		return e.unsteerMAC(was)
 	}
 	return nil
@@ -137,7 +144,7 @@ func (e *engine) unsteerMAC(was config.Port) error {
 	}
 	u.steer.Lock()
 	defer u.steer.Unlock()
-	return u.program.RemoveMAC(was.MAC)
+	return u.removeMAC(was.MAC)
 }
 
 // RemovePort implements control.Engine.
