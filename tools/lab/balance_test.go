@@ -22,8 +22,10 @@ import (
 // off, so nothing is on the wire that no test sent.
 //
 //	testpmd a ─ vhost-user ─┐            host          far
-//	                        shuntd ─ up0 ═══════ up0 ─ vx0 ─ testpmd wire
+//	                        shuntd ─ up0 ═══════ up0 ─ vx0 ─ testpmd wire   or   up0 ─ AF_XDP ─ testpmd wire
 //	testpmd b ─ vhost-user ─┘       192.0.2.1   192.0.2.2
+//
+// a and b are in a VXLAN network; f is in a flat one.
 type scales struct {
 	host, far *netlab.Namespace
 	d         *daemon.Daemon
@@ -31,6 +33,7 @@ type scales struct {
 }
 
 const (
+	macF                 = "52:54:00:00:01:0c"
 	macA, macB, macFar   = "52:54:00:00:01:0a", "52:54:00:00:01:0b", "52:54:00:00:01:0f"
 	macUplink, macRemote = "02:00:00:00:01:01", "02:00:00:00:01:02"
 )
@@ -55,11 +58,14 @@ func newScales(t *testing.T, ctx context.Context) *scales {
 	s.d = start(t, s.host, "shuntd", fmt.Sprintf(`
 workers: {cpus: [1]}
 uplinks: [{name: up0, interface: up0, address: 192.0.2.1}]
-networks: [{name: blue, vni: 100, uplink: up0, learning: false, entries: [{mac: %q, vtep: 192.0.2.2}]}]
+networks:
+  - {name: blue, vni: 100, uplink: up0, learning: false, entries: [{mac: %q, vtep: 192.0.2.2}]}
+  - {name: flat, uplink: up0}
 ports:
+  - {name: f, network: flat, socket: %q, mac: %q}
   - {name: a, network: blue, socket: %q, mac: %q}
   - {name: b, network: blue, socket: %q, mac: %q}
-`, macFar, s.socket("a"), macA, s.socket("b"), macB))
+`, macFar, s.socket("f"), macF, s.socket("a"), macA, s.socket("b"), macB))
 	return s
 }
 
@@ -306,6 +312,37 @@ func wireToGuest(port string) func(tally, uint64, uint64) []stage {
 	}
 }
 
+// guestToXDP and xdpToGuest end and begin at an AF_XDP socket. The device counts what its program could not redirect as received and dropped.
+
+func guestToXDP(port string) func(tally, uint64, uint64) []stage {
+	return func(c tally, sent, received uint64) []stage {
+		busy := c["uplink up0 drop uplink-busy"]
+		return []stage{
+			{"from the guest to its port", sent, []uint64{c["port "+port+" rx"]}},
+			{"from the port to the uplink", c["port "+port+" rx"],
+				[]uint64{c["uplink up0 tx"], c.sum("port "+port+" drop", "uplink up0 drop") - busy}},
+			{"from the uplink to the device", c["uplink up0 tx"], []uint64{c["host up0 tx"], busy}},
+			{"over the wire", c["host up0 tx"], []uint64{c["far up0 rx"]}},
+			{"to the socket behind the wire", c["far up0 rx"], []uint64{received, c["far up0 rx_dropped"]}},
+		}
+	}
+}
+
+func xdpToGuest(port string) func(tally, uint64, uint64) []stage {
+	return func(c tally, sent, received uint64) []stage {
+		lost := c["uplink up0 drop uplink-no-frame"] + c["uplink up0 drop uplink-receive-full"]
+		return []stage{
+			{"from the socket behind the wire to its device", sent, []uint64{c["far up0 tx"], c["far up0 tx_dropped"]}},
+			{"over the wire", c["far up0 tx"], []uint64{c["host up0 rx"]}},
+			{"to the XDP program", c["host up0 rx"], []uint64{c.sum("uplink up0 event xdp-")}},
+			{"to the uplink", c["uplink up0 event xdp-redirect-flat"], []uint64{c["uplink up0 rx"]}},
+			{"what the device says the socket did not take", c["host up0 rx_dropped"], []uint64{lost}},
+			{"from the uplink to the port", c["uplink up0 rx"], []uint64{c["port "+port+" tx"], c.sum("uplink up0 drop", "port "+port+" drop")}},
+			{"from the port to its guest", c["port "+port+" tx"], []uint64{received}},
+		}
+	}
+}
+
 func guestToGuest(from, to string) func(tally, uint64, uint64) []stage {
 	return func(c tally, sent, received uint64) []stage {
 		return []stage{
@@ -359,6 +396,27 @@ func TestBalance(t *testing.T) {
 					t.Error(err)
 				}
 			}
+		})
+	}
+}
+
+// The same with another AF_XDP socket behind the wire, which is not ours: tunnelled frames to it, and a flat network's from it.
+func TestBalanceAFXDP(t *testing.T) {
+	ctx := within(t, 2*time.Minute*time.Duration(soak()))
+	s := newScales(t, ctx)
+	far := pmd(t, peer.TestpmdOptions{Name: "wire", Namespace: s.far, Devices: []string{"net_af_xdp0,iface=up0,busy_budget=0"},
+		Args: []string{"--txonly-multi-flow", "--total-num-mbufs=16384"}})
+	a, f := s.guestPMD(t, "a", macA, false), s.guestPMD(t, "f", macF, false)
+	for _, load := range []struct {
+		size int
+		n    uint64
+	}{{64, 200_000}, {1400, 50_000}} {
+		n := load.n * soak()
+		t.Run(fmt.Sprintf("guest to wire, %d bytes", load.size), func(t *testing.T) {
+			s.weigh(t, ctx, a, far, macFar, load.size, n, guestToXDP("a"))
+		})
+		t.Run(fmt.Sprintf("wire to guest, %d bytes", load.size), func(t *testing.T) {
+			s.weigh(t, ctx, far, f, macF, load.size, n, xdpToGuest("f"))
 		})
 	}
 }
