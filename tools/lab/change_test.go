@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,6 +96,8 @@ type talk struct {
 	ended chan error
 	sent  int
 	lost  []uint32
+
+	answered atomic.Int64
 }
 
 // talkRound is how many questions are under way at once, and answerTime how long
@@ -149,6 +152,7 @@ func (k *talk) run(conn *net.UDPConn, patience time.Duration) error {
 			}
 			if n == len(question) {
 				delete(open, binary.BigEndian.Uint32(answer))
+				k.answered.Add(1)
 			}
 		}
 		for n := range open {
@@ -205,6 +209,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 	t.Run("add and remove", func(t *testing.T) { s.addAndRemove(t, ctx) })
 	t.Run("flood list and entries", func(t *testing.T) { s.floodAndEntries(t, ctx) })
 	t.Run("another VNI", func(t *testing.T) { s.anotherVNI(t, ctx) })
+	t.Run("another uplink", func(t *testing.T) { s.anotherUplink(t, ctx) })
 	t.Run("delete a port whose guest sends", func(t *testing.T) { s.deletePort(t, ctx) })
 	for _, p := range []*peer.Testpmd{s.a, s.b, s.c} { // their frames are on the way still
 		if _, err := p.Stop(ctx); err != nil {
@@ -289,6 +294,26 @@ func (s *busySite) anotherVNI(t *testing.T, ctx context.Context) {
 		if sent, lost := nobody.end(t); lost < sent {
 			t.Errorf("in the VNI left: of %d questions %d got an answer", sent, sent-lost)
 		}
+		s.circling(t)
+	}
+}
+
+// anotherUplink changes the uplink itself, which goes and comes while c is asked: answers come again at once, and what circles on
+// this host notices nothing.
+func (s *busySite) anotherUplink(t *testing.T, ctx context.Context) {
+	for _, mode := range []config.BindMode{config.BindCopy, config.BindAuto, config.BindCopy, config.BindAuto} {
+		during := s.talk(t, 0, 100*time.Millisecond)
+		begin := time.Now()
+		s.change(t, ctx, func(c *config.Config) { c.Uplinks[0].Mode = mode })
+		took := time.Since(begin)
+		begin = time.Now()
+		for n := during.answered.Load(); during.answered.Load() < n+2*talkRound; time.Sleep(time.Millisecond) {
+			if time.Since(begin) > answerTime {
+				t.Fatalf("no answer comes any more")
+			}
+		}
+		sent, lost := during.end(t)
+		t.Logf("%v to change, answers again %v later; %d of %d lost", took.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond), lost, sent)
 		s.circling(t)
 	}
 }

@@ -45,8 +45,9 @@ type engine struct {
 	ports    map[string]*port
 }
 
-// memoryFrames is the daemon's frame memory: 64 MiB, locked. An uplink queue takes a ring full of frames to receive into
-// and has as many under way (2 x 2048), so three queues leave 4096 for the vectors of ports and for bursts between them.
+// memoryFrames is the daemon's frame memory: 64 MiB, locked. An uplink's queues take up to half of what is free to receive into (share), up
+// to a ring full of 2048 each; its first queue has as many under way to be transmitted. With four queues that leaves 6144 for the vectors of
+// ports, for bursts between them, and for another uplink.
 const memoryFrames = 4 * 4096
 
 // newEngine starts the worker.

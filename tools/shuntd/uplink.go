@@ -133,12 +133,34 @@ func (e *engine) open(u *uplink) (err error) {
 		return refused(err, bpf.ErrBusy)
 	}
 	u.setProgram(program)
+	fill, err := e.share(queues)
+	if err != nil {
+		return err
+	}
 	for q := range queues {
-		if err = e.openQueue(u, q); err != nil {
+		if err = e.openQueue(u, q, fill); err != nil {
 			return refused(err, xsk.ErrBusy)
 		}
 	}
 	return nil
+}
+
+// leastFill is the shortest fill that makes sense: two rounds' worth.
+const leastFill = 2 * dataplane.Quantum
+
+// share is how many frames each queue of an uplink gets to receive into: a ring full, unless all of them together would take more than
+// half of the frames that are free. The rest is for what is transmitted, for guests, and for further uplinks.
+func (e *engine) share(queues int) (int, error) {
+	free := 0
+	e.worker.Do(func() { free = e.worker.Pool().Len() })
+	switch most := free / 2 / leastFill; {
+	case most == 0:
+		return 0, errors.New("no frame memory is left for it: give the other uplinks fewer queues, or remove one")
+	case queues > most:
+		return 0, fmt.Errorf("queues: %d are more than the %d that frame memory is left for: set queues to %d or less, or lower them with ethtool -L",
+			queues, most, most)
+	}
+	return min(xsk.RingSize, free/2/queues), nil
 }
 
 func (u *uplink) setProgram(p *bpf.Program) {
@@ -148,7 +170,7 @@ func (u *uplink) setProgram(p *bpf.Program) {
 }
 
 // openQueue binds a socket to one queue of the uplink and gives it to the queue's link.
-func (e *engine) openQueue(u *uplink, queue int) error {
+func (e *engine) openQueue(u *uplink, queue, fill int) error {
 	for len(u.links) <= queue {
 		counters := &dataplane.Counters{}
 		u.links = append(u.links, &dataplane.Link{
@@ -162,7 +184,7 @@ func (e *engine) openQueue(u *uplink, queue int) error {
 	}
 	q := &uplinkQueue{link: link, socket: socket}
 	e.worker.Do(func() {
-		q.port, err = xsk.NewPort(xsk.PortOptions{Socket: socket, Pool: e.worker.Pool(), Counters: link.Counters})
+		q.port, err = xsk.NewPort(xsk.PortOptions{Socket: socket, Pool: e.worker.Pool(), Counters: link.Counters, Fill: fill})
 		if err == nil {
 			link.Port = q.port
 		}
