@@ -59,28 +59,6 @@ func TestMAC(t *testing.T) {
 	}
 }
 
-func TestVnetHeader(t *testing.T) {
-	// Little-endian: a header that asks for a UDP checksum of an IPv4 frame.
-	b := []byte{1, 0, 42, 0, 0, 0, 34, 0, 6, 0, 1, 0}
-	h, ok := ParseVnetHeader(b)
-	if !ok || h.Flags() != VnetNeedsCsum || h.GSOType() != VnetGSONone || h.HdrLen() != 42 || h.GSOSize() != 0 ||
-		h.CsumStart() != 34 || h.CsumOffset() != 6 || h.NumBuffers() != 1 {
-		t.Fatalf("% x", b)
-	}
-	made := VnetHeader(bytes.Repeat([]byte{0xee}, VnetHeaderLen))
-	made.Clear()
-	made.SetFlags(VnetNeedsCsum)
-	made.SetGSO(VnetGSONone, 42, 0)
-	made.SetCsum(34, 6)
-	made.SetNumBuffers(1)
-	if !bytes.Equal(made, b) {
-		t.Errorf("made % x", []byte(made))
-	}
-	if _, ok := ParseVnetHeader(b[:11]); ok {
-		t.Error("a short header parsed")
-	}
-}
-
 func TestVXLAN(t *testing.T) {
 	b := make([]byte, 8)
 	VXLAN(b).Set(0x123456)
