@@ -2,7 +2,7 @@
 //
 // The way of a frame, top to bottom in this file:
 //
-//	Worker.round ──▶ Link.Poll ──▶ Port.Receive     a vector of frames enters
+//	Worker.Round ──▶ Link.Poll ──▶ Port.Receive     a vector of frames enters
 //	                          ├──▶ Forwarder.Forward  each is given to Send or Drop
 //	                          │       Worker.Send ──▶ the out vector of its destination
 //	                          ├──▶ Worker.flush ──▶ Port.Transmit of each destination
