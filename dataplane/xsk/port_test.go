@@ -235,7 +235,7 @@ func TestPortFillKick(t *testing.T) {
 }
 
 // TestPortFaultWhileGathering takes a guest's memory away in the middle of a batch, as a worker meets it: the frames before the one
-// that faulted go out, the others are recycled, none is lost.
+// that faulted go out, the others are recycled, none is lost, and one that was dropped and counted is not there to be counted again.
 func TestPortFaultWhileGathering(t *testing.T) {
 	m, p, pool := modelPort(t, 64, 16, 0)
 	gone, err := unix.Mmap(-1, 0, 4096, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
@@ -245,12 +245,15 @@ func TestPortFaultWhileGathering(t *testing.T) {
 	defer unix.Munmap(gone)
 	bad := makeFrame(pool, 60)
 	bad.Borrow([][]byte{gone[:100]}, 100)
-	batch := []*frame.Frame{makeFrame(pool, 60), makeFrame(pool, 61), bad, makeFrame(pool, 62)}
+	batch := []*frame.Frame{makeFrame(pool, 60), makeFrame(pool, 61), makeFrame(pool, ethernetHeader-1), bad, makeFrame(pool, 62)}
 	func() {
 		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 		defer func() {
 			if recover() == nil {
 				t.Error("no fault")
+			}
+			if p.counters.Drops(DropTooShort) != 1 || batch[2] != nil || batch[3] == nil || batch[4] == nil {
+				t.Errorf("%d dropped as too short; left to be counted: %v", p.counters.Drops(DropTooShort), batch)
 			}
 			pool.PutAll(batch)
 		}()

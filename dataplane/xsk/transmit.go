@@ -21,10 +21,14 @@ func (p *Port) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 		}
 		if p.staged == room {
 			p.counters.Drop(p.noRoom(), 1)
+			pool.Put(f)
+			frames[i] = nil
 			continue
 		}
-		if why, ok := p.fits(f); !ok {
+		if why, ok := p.fits(f); !ok { // its body may fault, or that of one behind it: what was dropped and counted leaves the vector
 			p.counters.Drop(why, 1)
+			pool.Put(f)
+			frames[i] = nil
 			continue
 		}
 		length := f.HeadLen()
