@@ -5,13 +5,15 @@
 //
 //	0            off                  end                         ChunkSize
 //	├─ headroom ─┼─ head (private) ───┼─ tailroom ──────────────────┤
-//	             └─ then the body: borrowed views of guest memory, or nothing
+//	             └─ then the body: views of guest memory, or of other frames' chunks, or nothing
 //
 // The head is private: whoever sent the frame cannot change it any more, and every decision is made on it alone.
-// The body, if there is one, is what follows the head in the frame; it lies in the sender's memory, is only valid
-// until the port it came from is told to Release, and is never looked at, only copied.
+// The body, if there is one, is what follows the head in the frame. A borrowed one lies in the sender's memory, is only valid
+// until the port it came from is told to Release, and is never looked at, only copied. An owned one (body.go) lies in chunks of other
+// frames that belong to this one: a frame from the wire that is longer than a chunk, one that was merged of several, one on its way to another worker.
 //
-// A Frame has one owner at a time, always a worker. Memory.Frame and a Pool move frames, nothing copies them.
+// A Frame has one owner at a time, always a worker. Memory.Frame and a Pool move frames, nothing copies them. Each frame has a home, the
+// pool it was made for (pool.go): wherever it is put back, it returns there.
 package frame
 
 // Sizes of a chunk's parts, in bytes.
@@ -28,7 +30,7 @@ const (
 	colours = 8
 	// HeadLen is how much of a longer frame is copied before it is judged: enough for every header we read.
 	HeadLen = 256
-	// MaxBody bounds the pieces of a borrowed body.
+	// MaxBody bounds the pieces of a body.
 	MaxBody = 32
 	// MaxLen bounds a whole frame, head and body: the largest TSO frame with its headers.
 	MaxLen = 65536 + 256
@@ -37,20 +39,51 @@ const (
 // Frame is one packet. Its bytes are Head, then Body.
 type Frame struct {
 	buf  []byte   // the chunk
-	body [][]byte // borrowed; aliases an array of the port it came from
+	body [][]byte // borrowed: aliases an array of the port it came from; else spread
 	off  uint32   // first byte of the head in buf
 	end  uint32   // one past the last byte of the head
 	rest uint32   // length of the body
 
-	index  uint32 // number of the chunk in its Memory
-	colour uint32 // where Reset puts the first byte
+	index    uint32 // number of the chunk in its Memory
+	colour   uint16 // where Reset puts the first byte
+	home     uint16 // number of the pool it returns to
+	borrowed bool   // some of body is the lender's
 
+	// Dropped says why a port that was to transmit the frame did not, for those who watch; 0: it did. It is the reason's number plus
+	// one: the reasons are the engine's.
+	Dropped uint8
+	// GSO says that the frame is a TCP packet longer than its path allows.
+	GSO GSO
 	// Checksum is what the sender left to us. It refers to bytes of the frame as it stands, so whoever
 	// moves the front of the frame (Prepend, Trim) finds it moved along.
 	Checksum Checksum
 	// Hash is of the flow the frame belongs to; 0: not computed yet.
 	Hash uint32
+
+	owned  *Frame            // frames whose chunks hold the body, in no order
+	next   *Frame            // in the list of frames that another one owns
+	spread *[MaxBody][]byte // for the pieces of a body that no port's array holds
 }
+
+// GSO says that a frame is a TCP packet to be cut into segments before it leaves for where such packets are not taken (virtio 1.2, 5.1.6.2): its
+// headers are those of all segments, and its Checksum is Needed.
+type GSO struct {
+	Type GSOType
+	// ECN: the first segment alone bears CWR (RFC 3168, 6.1.2).
+	ECN bool
+	// Size is the payload of each segment but the last, in bytes.
+	Size uint16
+}
+
+// GSOType is the kind of packet; the zero value is one that is not to be cut.
+type GSOType uint8
+
+// The kinds of packets that can be cut.
+const (
+	GSONone GSOType = iota
+	GSOTCP4         // TCP on IPv4
+	GSOTCP6         // TCP on IPv6
+)
 
 // Checksum says that a transport checksum has yet to be filled in: the ones' complement sum from Start to the end of
 // the frame is to be stored at Start+Offset, where the pseudo header's sum lies already (virtio 1.2, 5.1.6.2).
@@ -59,13 +92,20 @@ type Checksum struct {
 	Start, Offset uint16
 	// Needed is false if the frame is complete.
 	Needed bool
+	// Valid: somebody has checked that the transport checksum is right. Never together with Needed.
+	Valid bool
 }
 
 // Reset makes the frame empty, with Headroom in front.
 func (f *Frame) Reset() {
-	f.off, f.end = f.colour, f.colour
-	f.body, f.rest = nil, 0
-	f.Checksum, f.Hash = Checksum{}, 0
+	f.off, f.end = uint32(f.colour), uint32(f.colour)
+	f.forget()
+}
+
+// forget clears everything but where the head lies.
+func (f *Frame) forget() {
+	f.body, f.rest, f.borrowed = nil, 0, false
+	f.Checksum, f.GSO, f.Hash, f.Dropped = Checksum{}, GSO{}, 0, 0
 }
 
 // SetHead says where in the chunk the head lies, after somebody else (the kernel) wrote it there.
@@ -75,15 +115,14 @@ func (f *Frame) SetHead(off, length uint32) bool {
 		return false
 	}
 	f.off, f.end = off, off+length
-	f.body, f.rest = nil, 0
-	f.Checksum, f.Hash = Checksum{}, 0
+	f.forget()
 	return true
 }
 
 // Head is the private part of the frame, valid as long as the frame is owned.
 func (f *Frame) Head() []byte { return f.buf[f.off:f.end] }
 
-// Body is the borrowed rest, in order. It may be copied from until the port that lent it is told to Release.
+// Body is the rest, in order. If it is borrowed, it may be copied from until the port that lent it is told to Release.
 func (f *Frame) Body() [][]byte { return f.body }
 
 // Len is the length of the whole frame, in bytes.
@@ -143,36 +182,6 @@ func (f *Frame) Truncate(n int) bool {
 	}
 	f.end = f.off + uint32(n)
 	return true
-}
-
-// Borrow sets the body: pieces of n bytes in all, that stay the lender's.
-func (f *Frame) Borrow(pieces [][]byte, n int) {
-	f.body, f.rest = pieces, uint32(n)
-}
-
-// Gather copies the body behind the head, so that the frame is private as a whole. It reports false, and changes
-// nothing, if the chunk has no room for it.
-func (f *Frame) Gather() bool {
-	if f.rest == 0 {
-		return true
-	}
-	if f.rest > ChunkSize-f.end {
-		return false
-	}
-	at := f.end
-	for _, piece := range f.body {
-		at += uint32(copy(f.buf[at:], piece))
-	}
-	f.end, f.body, f.rest = at, nil, 0
-	return true
-}
-
-// CopyFrom makes f a copy of g: its own head, the same borrowed body, the same metadata.
-func (f *Frame) CopyFrom(g *Frame) {
-	f.off, f.end = g.off, g.end
-	copy(f.buf[f.off:f.end], g.buf[g.off:g.end])
-	f.body, f.rest = g.body, g.rest
-	f.Checksum, f.Hash = g.Checksum, g.Hash
 }
 
 // Address is where the frame's first byte lies in the Memory: what AF_XDP descriptors carry.

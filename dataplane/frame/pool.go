@@ -4,8 +4,10 @@ import "fmt"
 
 // Memory is the daemon's frame memory: the chunks and, beside them, a Frame for each.
 type Memory struct {
-	bytes  []byte
-	frames []Frame
+	bytes   []byte
+	frames  []Frame
+	spreads [][MaxBody][]byte // one to a frame; pages of it are only touched for frames whose body needs one
+	pools   int               // how many were made
 }
 
 // NewMemory divides bytes, which stay the caller's mapping, into chunks.
@@ -14,12 +16,13 @@ func NewMemory(bytes []byte) (*Memory, error) {
 	if n == 0 || len(bytes)%ChunkSize != 0 {
 		return nil, fmt.Errorf("frame memory of %d bytes: must be a multiple of %d", len(bytes), ChunkSize)
 	}
-	m := &Memory{bytes: bytes, frames: make([]Frame, n)}
+	m := &Memory{bytes: bytes, frames: make([]Frame, n), spreads: make([][MaxBody][]byte, n)}
 	for i := range m.frames {
 		f := &m.frames[i]
 		f.buf = bytes[i*ChunkSize : (i+1)*ChunkSize : (i+1)*ChunkSize]
 		f.index = uint32(i)
-		f.colour = Headroom + 64*uint32(i%colours)
+		f.colour = Headroom + 64*uint16(i%colours)
+		f.spread = &m.spreads[i]
 		f.Reset()
 	}
 	return m, nil
@@ -41,29 +44,54 @@ func (m *Memory) At(address uint64) (f *Frame, off uint32) {
 	return &m.frames[i], uint32(address % ChunkSize)
 }
 
-// NewPool makes a pool that owns the n frames from number first on. Each frame belongs to one pool's worker at a time.
+// NewPool makes a pool that owns the n frames from number first on: it is their home.
 func (m *Memory) NewPool(first, n int) (*Pool, error) {
 	if first < 0 || n <= 0 || n > len(m.frames)-first {
 		return nil, fmt.Errorf("pool of frames %d to %d: memory has %d", first, first+n, len(m.frames))
 	}
-	p := &Pool{memory: m, free: make([]*Frame, n, len(m.frames))}
+	p := &Pool{memory: m, number: uint16(m.pools), size: n, free: make([]*Frame, n, len(m.frames))}
+	m.pools++
 	for i := range p.free {
-		p.free[i] = &m.frames[first+i]
+		f := &m.frames[first+i]
+		f.home = p.number
+		p.free[i] = f
 	}
 	return p, nil
 }
 
-// Pool is one worker's stack of free frames; the last one put back is the first one out, while it is in the cache.
-// Only its worker touches it.
+// Pool is one worker's stack of free frames; the last one put back is the first one out, while it is in the cache. Only its worker
+// touches it, but for the lanes by which frames come home from other pools.
 type Pool struct {
 	memory *Memory
+	number uint16
+	size   int      // frames whose home it is
 	free   []*Frame // capacity: every frame of the memory, so that Put never grows it
+	// home has the lanes of this pool's frames, one from each other pool; away those of other pools' frames, by the number of the pool.
+	// Pools that were not connected have none, and keep what they get.
+	home, away []*lane
+}
+
+// Connect lets frames that are put into another pool than their own return home. Before the pools' workers run, once, with all pools of a memory.
+func Connect(pools []*Pool) {
+	for _, p := range pools {
+		p.away = make([]*lane, p.memory.pools)
+	}
+	for _, to := range pools {
+		to.home = nil
+		for _, from := range pools {
+			if from != to {
+				l := newLane(to.size)
+				to.home = append(to.home, l)
+				from.away[to.number] = l
+			}
+		}
+	}
 }
 
 // Memory is what the pool's frames lie in.
 func (p *Pool) Memory() *Memory { return p.memory }
 
-// Len is how many frames are free.
+// Len is how many frames are free here.
 func (p *Pool) Len() int { return len(p.free) }
 
 // Get takes a frame, empty and with headroom; nil if there is none.
@@ -78,9 +106,15 @@ func (p *Pool) Get() *Frame {
 	return f
 }
 
-// Put gives a frame back. What it borrowed is forgotten.
+// Put gives a frame back, and what it owns with it. What it borrowed is forgotten.
 func (p *Pool) Put(f *Frame) {
+	if f.owned != nil {
+		f.disown(p, nil)
+	}
 	f.body, f.rest = nil, 0
+	if f.home != p.number && p.send(f) {
+		return
+	}
 	p.free = append(p.free, f)
 }
 
