@@ -60,8 +60,8 @@ type Frame struct {
 	// Hash is of the flow the frame belongs to; 0: not computed yet.
 	Hash uint32
 
-	owned  *Frame            // frames whose chunks hold the body, in no order
-	next   *Frame            // in the list of frames that another one owns
+	owned  *Frame           // frames whose chunks hold the body, in no order
+	next   *Frame           // in the list of frames that another one owns
 	spread *[MaxBody][]byte // for the pieces of a body that no port's array holds
 }
 
