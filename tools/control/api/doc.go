@@ -93,3 +93,7 @@ type errorBody struct {
 func bad(format string, args ...any) *Error {
 	return &Error{Code: CodeBad, Message: fmt.Sprintf(format, args...)}
 }
+
+func absent(format string, args ...any) *Error {
+	return &Error{Code: CodeNotFound, Message: fmt.Sprintf(format, args...)}
+}

@@ -7,23 +7,25 @@ import (
 
 // kind is what differs between uplinks, networks and ports.
 type kind struct {
-	kind   control.Kind
-	plural string
+	kind          control.Kind
+	plural, title string
+	// config, object and objects are values of the types that PUT takes and GET gives.
+	config, object, objects any
 	// list returns all objects, or the one with the name, or nil when there is none.
 	list func(c *control.Controller, name string) any
 	with func(base *config.Config, name string, body []byte) (*config.Config, error)
 }
 
 var kinds = []kind{
-	{control.KindUplink, "uplinks", func(c *control.Controller, name string) any {
+	{control.KindUplink, "uplinks", "Uplink", config.Uplink{}, Uplink{}, []Uplink{}, func(c *control.Controller, name string) any {
 		return objects(c.Config().Uplinks, func(u config.Uplink) string { return u.Name },
 			c.Status().Uplinks, func(u control.UplinkStatus) string { return u.Name }, name)
 	}, config.WithUplink},
-	{control.KindNetwork, "networks", func(c *control.Controller, name string) any {
+	{control.KindNetwork, "networks", "Network", config.Network{}, Network{}, []Network{}, func(c *control.Controller, name string) any {
 		return objects(c.Config().Networks, func(n config.Network) string { return n.Name },
 			c.Status().Networks, func(n control.NetworkStatus) string { return n.Name }, name)
 	}, config.WithNetwork},
-	{control.KindPort, "ports", func(c *control.Controller, name string) any {
+	{control.KindPort, "ports", "Port", config.Port{}, Port{}, []Port{}, func(c *control.Controller, name string) any {
 		return objects(c.Config().Ports, func(p config.Port) string { return p.Name },
 			c.Status().Ports, func(p control.PortStatus) string { return p.Name }, name)
 	}, config.WithPort},

@@ -56,30 +56,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// handler answers with a value, or an error.
-type handler func(r *http.Request) (any, error)
-
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	get := func(path string, h handler) { mux.Handle("GET "+path, s.answer(h)) }
-	get("/v1/status", func(*http.Request) (any, error) { return s.controller.Status(), nil })
-	get("/v1/config", func(*http.Request) (any, error) { return s.controller.Config(), nil })
-	get("/v1/stats", s.stats)
-	get("/v1/drops", func(*http.Request) (any, error) { return s.controller.Stats().DropList(), nil })
-	get("/v1/fdb", s.fdb)
-	mux.Handle("PUT /v1/config", s.answer(s.putConfig))
-	for _, k := range kinds {
-		get("/v1/"+k.plural, func(*http.Request) (any, error) { return k.list(s.controller, ""), nil })
-		get("/v1/"+k.plural+"/{name}", func(r *http.Request) (any, error) {
-			if one := k.list(s.controller, r.PathValue("name")); one != nil {
-				return one, nil
-			}
-			return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("there is no %s %q", k.kind, r.PathValue("name"))}
-		})
-		mux.Handle("PUT /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) { return s.put(r, k) }))
-		mux.Handle("DELETE /v1/"+k.plural+"/{name}", s.answer(func(r *http.Request) (any, error) {
-			return changed(s.controller.Delete(r.Context(), k.kind, r.PathValue("name")))
-		}))
+	for _, r := range routes {
+		mux.Handle(r.method+" "+r.path, s.answer(func(request *http.Request) (any, error) { return r.serve(s, request) }))
 	}
 	mux.Handle("/", s.answer(func(r *http.Request) (any, error) { return nil, unrouted(mux, r) }))
 	return mux
@@ -93,7 +73,7 @@ func (s *Server) stats(r *http.Request) (any, error) {
 	}
 	stats.Objects = slices.DeleteFunc(stats.Objects, func(o control.ObjectStats) bool { return o.Name != name })
 	if len(stats.Objects) == 0 {
-		return nil, &Error{Code: CodeNotFound, Message: fmt.Sprintf("nothing named %q counts packets", name)}
+		return nil, absent("nothing named %q counts packets", name)
 	}
 	return stats, nil
 }
@@ -118,6 +98,13 @@ func (s *Server) putConfig(r *http.Request) (any, error) {
 	return changed(s.controller.Apply(r.Context(), want))
 }
 
+func (s *Server) get(r *http.Request, k kind) (any, error) {
+	if one := k.list(s.controller, r.PathValue("name")); one != nil {
+		return one, nil
+	}
+	return nil, absent("there is no %s %q", k.kind, r.PathValue("name"))
+}
+
 func (s *Server) put(r *http.Request, k kind) (any, error) {
 	body, err := read(r)
 	if err != nil {
@@ -126,6 +113,10 @@ func (s *Server) put(r *http.Request, k kind) (any, error) {
 	return changed(s.controller.Edit(r.Context(), func(running *config.Config) (*config.Config, error) {
 		return k.with(running, r.PathValue("name"), body)
 	}))
+}
+
+func (s *Server) delete(r *http.Request, k kind) (any, error) {
+	return changed(s.controller.Delete(r.Context(), k.kind, r.PathValue("name")))
 }
 
 func changed(changes []control.Change, err error) (any, error) {
@@ -160,7 +151,7 @@ func read(r *http.Request) ([]byte, error) {
 }
 
 // answer writes what a handler returns.
-func (s *Server) answer(h handler) http.Handler {
+func (s *Server) answer(h func(r *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		value, err := h(r)
 		status := http.StatusOK

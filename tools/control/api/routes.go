@@ -1,0 +1,85 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/config"
+)
+
+// route is one operation of the API: the server answers by it, and docs/openapi.yaml is made of it.
+type route struct {
+	method, path string
+	// id names the operation for programs that are generated from the document, summary says what it does.
+	id, summary string
+	query       []parameter
+	// takes and gives are values of the types that the body and the answer are; nil: there is no body.
+	takes, gives any
+	serve        func(s *Server, r *http.Request) (any, error)
+}
+
+// parameter is one of a route's query.
+type parameter struct {
+	name, doc string
+	required  bool
+}
+
+// routes is the whole API.
+var routes = append([]route{
+	{
+		method: http.MethodGet, path: "/v1/status", id: "getStatus", gives: control.Status{},
+		summary: "State of the daemon, its workers and everything it serves",
+		serve:   func(s *Server, _ *http.Request) (any, error) { return s.controller.Status(), nil },
+	},
+	{
+		method: http.MethodGet, path: "/v1/config", id: "getConfig", gives: config.Config{},
+		summary: "Running configuration",
+		serve:   func(s *Server, _ *http.Request) (any, error) { return s.controller.Config(), nil },
+	},
+	{
+		method: http.MethodPut, path: "/v1/config", id: "putConfig", takes: config.Config{}, gives: Changes{},
+		summary: "Make a configuration the running one: objects that are not in it are removed, those that did not change are not touched",
+		serve:   (*Server).putConfig,
+	},
+	{
+		method: http.MethodGet, path: "/v1/stats", id: "getStats", gives: control.Stats{},
+		summary: "Counters of all objects",
+		query:   []parameter{{name: "name", doc: "only objects of this name"}},
+		serve:   (*Server).stats,
+	},
+	{
+		method: http.MethodGet, path: "/v1/drops", id: "getDrops", gives: []control.Drop{},
+		summary: "Every drop counter that is not zero",
+		serve:   func(s *Server, _ *http.Request) (any, error) { return s.controller.Stats().DropList(), nil },
+	},
+	{
+		method: http.MethodGet, path: "/v1/fdb", id: "getFDB", gives: []control.FDBEntry{},
+		summary: "Forwarding table of a network",
+		query:   []parameter{{name: "network", doc: "name of the network", required: true}},
+		serve:   (*Server).fdb,
+	},
+}, objectRoutes()...)
+
+// objectRoutes are those of uplinks, networks and ports.
+func objectRoutes() (all []route) {
+	for _, k := range kinds {
+		all = append(all, route{
+			method: http.MethodGet, path: "/v1/" + k.plural, id: "list" + k.title + "s", gives: k.objects,
+			summary: "All " + k.plural + ", configuration and state",
+			serve:   func(s *Server, _ *http.Request) (any, error) { return k.list(s.controller, ""), nil },
+		}, route{
+			method: http.MethodGet, path: "/v1/" + k.plural + "/{name}", id: "get" + k.title, gives: k.object,
+			summary: "One " + string(k.kind) + ", configuration and state",
+			serve:   func(s *Server, r *http.Request) (any, error) { return s.get(r, k) },
+		}, route{
+			method: http.MethodPut, path: "/v1/" + k.plural + "/{name}", id: "put" + k.title, takes: k.config, gives: Changes{},
+			summary: "Add or change one " + string(k.kind) + " of the running configuration",
+			serve:   func(s *Server, r *http.Request) (any, error) { return s.put(r, k) },
+		}, route{
+			method: http.MethodDelete, path: "/v1/" + k.plural + "/{name}", id: "delete" + k.title, gives: Changes{},
+			summary: "Remove one " + string(k.kind) + " from the running configuration",
+			serve:   func(s *Server, r *http.Request) (any, error) { return s.delete(r, k) },
+		})
+	}
+	return all
+}
