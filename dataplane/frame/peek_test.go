@@ -14,7 +14,7 @@ func TestPeek(t *testing.T) {
 	for i := range 3 {
 		want := p.Peek(0)
 		f := p.Get()
-		if f != want || f.Len() != 0 || string(f.Append(i + 2)) != "frame"[:i+2] {
+		if f != want || f.Len() != 0 || string(f.Append(i+2)) != "frame"[:i+2] {
 			t.Errorf("frame %d: %q", i, f.Head())
 		}
 	}
