@@ -16,6 +16,11 @@ func Store16(p *uint16, v uint16)
 //go:noescape
 func Release32(p *uint32, v uint32)
 
+// Release64 is Release32 for eight bytes, which are seen all or none.
+//
+//go:noescape
+func Release64(p *uint64, v uint64)
+
 // Fence orders every earlier load and store before every later one. Acquire and release do not order a store
 // before a later load, which both sides of a ring need between publishing an index and reading whether
 // the other side sleeps.

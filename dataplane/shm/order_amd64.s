@@ -24,6 +24,13 @@ TEXT ·Release32(SB), NOSPLIT, $0-12
 	MOVL BX, (AX)
 	RET
 
+// func Release64(p *uint64, v uint64)
+TEXT ·Release64(SB), NOSPLIT, $0-16
+	MOVQ p+0(FP), AX
+	MOVQ v+8(FP), BX
+	MOVQ BX, (AX)
+	RET
+
 // func Fence()
 TEXT ·Fence(SB), NOSPLIT, $0-0
 	LOCK

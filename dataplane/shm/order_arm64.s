@@ -21,6 +21,13 @@ TEXT ·Release32(SB), NOSPLIT, $0-12
 	STLRW R1, (R0)
 	RET
 
+// func Release64(p *uint64, v uint64)
+TEXT ·Release64(SB), NOSPLIT, $0-16
+	MOVD p+0(FP), R0
+	MOVD v+8(FP), R1
+	STLR R1, (R0)
+	RET
+
 // func Fence()
 TEXT ·Fence(SB), NOSPLIT, $0-0
 	DMB $0xB // ISH

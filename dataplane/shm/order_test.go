@@ -24,11 +24,13 @@ func TestLoadsAndStores(t *testing.T) {
 	Store32(&w[1], 0xfedcba98)
 	Release32(&w[3], 0x89abcdef)
 	Store64(&d[1], 0xfedcba9876543210)
-	if Load16(&h[1]) != 0xfedc || Load32(&w[1]) != 0xfedcba98 || Load32(&w[3]) != 0x89abcdef || Load64(&d[1]) != 0xfedcba9876543210 {
-		t.Errorf("loaded %#x %#x %#x %#x", Load16(&h[1]), Load32(&w[1]), Load32(&w[3]), Load64(&d[1]))
+	Release64(&d[3], 0x89abcdef01234567)
+	if Load16(&h[1]) != 0xfedc || Load32(&w[1]) != 0xfedcba98 || Load32(&w[3]) != 0x89abcdef || Load64(&d[1]) != 0xfedcba9876543210 ||
+		Load64(&d[3]) != 0x89abcdef01234567 {
+		t.Errorf("loaded %#x %#x %#x %#x %#x", Load16(&h[1]), Load32(&w[1]), Load32(&w[3]), Load64(&d[1]), Load64(&d[3]))
 	}
 	for i, x := range b { // and nothing beside
-		if x != 0 && i != 2 && i != 3 && (i < 68 || i >= 72) && (i < 76 || i >= 80) && (i < 136 || i >= 144) {
+		if x != 0 && i != 2 && i != 3 && (i < 68 || i >= 72) && (i < 76 || i >= 80) && (i < 136 || i >= 144) && (i < 152 || i >= 160) {
 			t.Errorf("byte %d was written: %#x", i, x)
 		}
 	}
@@ -125,6 +127,7 @@ func TestNothingAllocated(t *testing.T) {
 		Store32(&w[0], Load32(&w[1]))
 		Release32(&w[2], 1)
 		Store64(&d[0], Load64(&d[1]))
+		Release64(&d[2], 1)
 		Fence()
 		Signal(fd)
 		Drain(fd)
