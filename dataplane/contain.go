@@ -50,28 +50,48 @@ func (w *Worker) blame(address uintptr) bool {
 }
 
 // abandon drops what the faulting batch of a link still held, in its own vector and on the way to others, and gives
-// back what the link's port had lent, unless it is the one that failed.
+// back what the link's port had lent, unless it is the one that failed. All of it counts at the link it came by, or, if another worker had
+// sent it, at the one it was for.
 func (w *Worker) abandon(l *Link) {
 	dropped := 0
-	drop := func(frames []*frame.Frame) {
+	drop := func(frames []*frame.Frame, to *Link) {
 		for i, f := range frames {
-			if f != nil {
-				w.pool.Put(f)
-				frames[i] = nil
+			if f == nil {
+				continue
+			}
+			w.pool.Put(f)
+			frames[i] = nil
+			if l == &w.arrived {
+				to.Counters.Drop(DropFault, 1)
+			} else {
 				dropped++
 			}
 		}
 	}
-	drop(w.batch[:])
+	drop(w.batch[:], l)
 	for i, to := range w.dirty {
 		if to == nil {
 			continue // flush had served it before the fault
 		}
-		drop(to.out[:to.nout])
+		drop(to.out[:to.nout], to)
 		to.nout, to.dirty = 0, false
 		w.dirty[i] = nil
 	}
 	w.dirty = w.dirty[:0]
+	for i := range w.parcels {
+		drop([]*frame.Frame{w.parcels[i].frame}, w.parcels[i].to)
+		w.parcels[i] = parcel{}
+	}
+	for i := range w.boxes {
+		o := &w.boxes[i]
+		for j := range o.n {
+			drop([]*frame.Frame{o.parcels[j].frame}, o.parcels[j].to)
+			o.parcels[j] = parcel{}
+		}
+		if o.n = 0; o.ring != nil {
+			w.depart(o) // those before the one that faulted
+		}
+	}
 	l.Counters.Drop(DropFault, dropped)
 	defer w.contain(nil) // its rings may lie in memory that is gone, too
 	l.Port.Release()

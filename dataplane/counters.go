@@ -4,13 +4,15 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"github.com/shuntio/shunt/dataplane/frame"
 )
 
 // Reason says why a frame was dropped. Packages name theirs with NewReason, in variables of their own.
 type Reason uint8
 
 // MaxReasons bounds the reasons of the whole program.
-const MaxReasons = 64
+const MaxReasons = 128
 
 var reasons struct {
 	sync.Mutex
@@ -71,6 +73,9 @@ var (
 	// DropFault is for frames in flight when a guest took its memory away.
 	DropFault = NewReason("memory-fault", "the guest's memory went away while the frame was being moved")
 )
+
+// Mark notes on a frame why it was dropped, for who sees it afterwards.
+func (r Reason) Mark(f *frame.Frame) { f.Dropped = uint8(r) + 1 }
 
 // Counters of one link. Directions are the engine's: received is what entered it (from the guest, from the wire), sent is what
 // left it toward the port. The worker that owns the link writes them, the busy ones once per batch, so readers see them at

@@ -12,3 +12,6 @@ func (w *Worker) Sleep() {
 	w.mailbox.ring()
 	w.sleep()
 }
+
+// Links are those the worker polls.
+func (w *Worker) Links() []*Link { return w.links }

@@ -81,7 +81,7 @@ func (w *Worker) sleep() {
 
 // pending looks everywhere for work.
 func (w *Worker) pending() bool {
-	if w.mailbox.pending.Load() || w.stop.Load() {
+	if w.mailbox.pending.Load() || w.stop.Load() || w.arriving() {
 		return true
 	}
 	for _, s := range w.sources {
@@ -144,21 +144,23 @@ func (w *Worker) Unwatch(fd int) {
 // Watched is how many files end the worker's sleep, its mailbox's among them. Only within Do, or of a worker that does not run.
 func (w *Worker) Watched() int { return len(w.wake) }
 
-// Arm, Pending and Disarm pass the sleep sequence on to the link's port.
+// Arm, Pending and Disarm pass the sleep sequence on to the link's port. What a limit holds back needs nobody to wake the worker but time.
 func (l *Link) Arm() (limit time.Duration) {
-	defer l.worker.contain(l)
-	limit = Forever
-	return l.Port.Arm()
+	w := l.owner.Load()
+	defer w.contain(l)
+	limit = l.held(w.now)
+	return min(limit, l.Port.Arm())
 }
 
 // Pending tells whether the port has work.
 func (l *Link) Pending() bool {
-	defer l.worker.contain(l)
-	return l.Port.Pending()
+	w := l.owner.Load()
+	defer w.contain(l)
+	return l.held(w.now) == Forever && l.Port.Pending()
 }
 
 // Disarm takes Arm back.
 func (l *Link) Disarm() {
-	defer l.worker.contain(l)
+	defer l.owner.Load().contain(l)
 	l.Port.Disarm()
 }

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/frame"
@@ -61,6 +62,25 @@ type Forwarder interface {
 	Forward(w *Worker, from *Link, frames []*frame.Frame)
 }
 
+// What a Link's port can take, as bits of Offloads.
+const (
+	// OffloadChecksum: frames whose checksum is still to be filled in.
+	OffloadChecksum = 1 << iota
+	// OffloadTSO4, OffloadTSO6: TCP packets longer than a segment, on IPv4 and IPv6; OffloadECN: those of them with CWR.
+	OffloadTSO4
+	OffloadTSO6
+	OffloadECN
+)
+
+// Direction of a frame at a link, as the engine sees it.
+type Direction int
+
+// The directions: a frame enters the engine, or leaves it.
+const (
+	In Direction = iota
+	Out
+)
+
 // Link is a port with its forwarder, as its worker sees it: the Source that moves frames.
 type Link struct {
 	// Name is the port's name in the configuration.
@@ -72,9 +92,21 @@ type Link struct {
 	// counts what it drops.
 	Counters *Counters
 
-	worker *Worker
+	// Offloads is what the port takes beside complete frames no longer than an MTU. The port's control side writes it when that is negotiated, forwarders
+	// read it for each frame: one that is not taken as it is has to be made so before Send.
+	Offloads atomic.Uint32
+	// Limits bound what comes in and goes out; nil: nothing does. Several links may share one. Set by anybody at any time.
+	Limits [2]atomic.Pointer[Limit]
+
+	// owner polls the link; nil: nobody. Written by it, within Do, and read by every worker that has a frame for the link.
+	owner   atomic.Pointer[Worker]
+	quantum quantum
+
 	// out holds frames on their way to Port.Transmit, at most until the end of the batch that brought them.
 	out   [Quantum]*frame.Frame
 	nout  int
 	dirty bool // is in worker.dirty
 }
+
+// Owner is the worker that polls the link; nil: nobody does.
+func (l *Link) Owner() *Worker { return l.owner.Load() }

@@ -7,11 +7,12 @@
 //	                          │       Worker.Send ──▶ the out vector of its destination
 //	                          ├──▶ Worker.flush ──▶ Port.Transmit of each destination
 //	                          └──▶ Port.Release     what was borrowed goes back
+//	             ├─▶ arrive                         frames that other workers send (crossing.go)
 //	             └─▶ Link.Flush                     once a round: syscalls, notifications
 //
-// One worker owns each link, so nothing on this way is shared, locked or allocated. Others talk to a worker by its mailbox
-// (Do), which it empties between rounds: a call that returned is also a grace point, since no round that began before
-// it is still under way.
+// One worker owns each link, so nothing on this way is locked or allocated, and what crosses from one worker to another crosses by rings of one
+// producer and one consumer. The control side talks to a worker by its mailbox (Do), which it empties between rounds: a call that
+// returned is also a grace point, since no round that began before it is still under way.
 package dataplane
 
 import (
@@ -29,6 +30,8 @@ import (
 type WorkerOptions struct {
 	// Pool holds the worker's frames.
 	Pool *frame.Pool
+	// Index is the worker's number among those it is connected with, from 0.
+	Index int
 	// Start runs on the worker's own thread before the first round, to pin it; nil: nothing.
 	Start func() error
 	// Idle says what to do when there is no work. Zero: Adaptive.
@@ -46,9 +49,16 @@ type Worker struct {
 	dirty   []*Link  // links with frames in their out vector
 	batch   [Quantum]*frame.Frame
 
-	epoch   time.Time
-	now     int64 // ns since epoch, taken once a round
-	busy    bool  // the last round found work
+	now int64 // ns since epoch, taken once a round
+
+	// To and from other workers; see crossing.go.
+	boxes     []outbox // by the other's Index
+	crossings []*crossing
+	parcels   [Quantum]parcel // being unloaded
+	arrived   Link            // where they come from
+	listener  Listener
+
+	busy    bool // the last round found work
 	mailbox mailbox
 	wake    []unix.PollFd // what ends a sleep; the first is the mailbox's
 	drain   []bool        // which of them are eventfds to be read
@@ -69,6 +79,8 @@ type WorkerStats struct {
 	Sleeps, Timeouts, Late atomic.Uint64
 	// Faults counts rounds that touched memory its owner had taken away.
 	Faults atomic.Uint64
+	// Crossed counts frames given to other workers; Copied those of them whose borrowed body had to be copied for that.
+	Crossed, Copied atomic.Uint64
 	// Free is how many frames of the pool were free at the end of the last round.
 	Free atomic.Int64
 }
@@ -81,7 +93,7 @@ func NewWorker(o WorkerOptions) (*Worker, error) {
 	if o.Spin == 0 {
 		o.Spin = 50 * time.Microsecond
 	}
-	w := &Worker{options: o, pool: o.Pool, epoch: time.Now()}
+	w := &Worker{options: o, pool: o.Pool, arrived: Link{Name: "other workers", Port: nowhere{}, Counters: &Counters{}}}
 	if err := w.mailbox.open(); err != nil {
 		return nil, err
 	}
@@ -89,10 +101,16 @@ func NewWorker(o WorkerOptions) (*Worker, error) {
 	return w, nil
 }
 
+// Index is the worker's number among those it is connected with.
+func (w *Worker) Index() int { return w.options.Index }
+
 // Pool holds the worker's free frames; only the worker may touch it.
 func (w *Worker) Pool() *frame.Pool { return w.pool }
 
-// Now is the time in nanoseconds since some moment, as of the beginning of the round.
+// epoch is what all workers count from, so that they can compare times.
+var epoch = time.Now()
+
+// Now is the time in nanoseconds since a moment that all workers share, as of the beginning of the round.
 func (w *Worker) Now() int64 { return w.now }
 
 // Stats may be read by anybody.
@@ -131,7 +149,7 @@ func (w *Worker) Close() error { return w.mailbox.close() }
 // a worker by hand do, too.
 func (w *Worker) Round() (work int) {
 	began := w.now
-	w.now = int64(time.Since(w.epoch))
+	w.now = int64(time.Since(epoch))
 	if w.busy {
 		w.stats.BusyNanos.Add(uint64(w.now - began))
 	}
@@ -141,9 +159,13 @@ func (w *Worker) Round() (work int) {
 	for _, s := range w.sources {
 		work += s.Poll()
 	}
+	if len(w.crossings) > 0 {
+		work += w.arrive()
+	}
 	for _, s := range w.sources {
 		s.Flush()
 	}
+	w.pool.Exchange()
 	w.stats.Rounds.Store(w.stats.Rounds.Load() + 1)
 	w.countFree()
 	if w.busy = work > 0; w.busy {
@@ -164,7 +186,7 @@ func (w *Worker) countFree() {
 // Add begins to poll a source. Only within Do.
 func (w *Worker) Add(s Source) {
 	if l, ok := s.(*Link); ok {
-		l.worker = w
+		l.owner.Store(w)
 		w.links = append(w.links, l)
 		w.dirty = append(make([]*Link, 0, len(w.links)), w.dirty...) // room for all, so that Send never grows it
 	}
@@ -175,6 +197,7 @@ func (w *Worker) Add(s Source) {
 func (w *Worker) Remove(s Source) {
 	if l, ok := s.(*Link); ok {
 		w.links = without(w.links, l)
+		l.owner.Store(nil)
 	}
 	w.sources = without(w.sources, s)
 }
@@ -191,11 +214,27 @@ func without[T comparable](from []T, x T) []T {
 
 // Poll moves one quantum of frames from the link's port to where its forwarder wants them.
 func (l *Link) Poll() (n int) {
-	w := l.worker
+	w := l.owner.Load()
+	most := l.quantum.turn()
+	if limit := l.Limits[In].Load(); limit != nil {
+		most = limit.frames(w.now, most)
+	}
+	if most == 0 {
+		return 0
+	}
 	defer w.contain(l)
-	n = l.Port.Receive(w.batch[:], w.pool)
+	before := l.Counters.RxBytes.Load()
+	n = l.Port.Receive(w.batch[:most], w.pool)
 	if n == 0 {
 		return 0
+	}
+	bytes := l.Counters.RxBytes.Load() - before
+	l.quantum.took(n, bytes)
+	if limit := l.Limits[In].Load(); limit != nil {
+		limit.took(w.now, n, bytes)
+	}
+	if len(w.crossings) > 0 {
+		w.hear()
 	}
 	l.Forwarder.Forward(w, l, w.batch[:n])
 	w.flush()
@@ -205,12 +244,16 @@ func (l *Link) Poll() (n int) {
 
 // Flush ends the round for the link's port.
 func (l *Link) Flush() {
-	defer l.worker.contain(l)
+	defer l.owner.Load().contain(l)
 	l.Port.Flush()
 }
 
-// Send puts a frame on its way to a link. The worker takes ownership.
+// Send puts a frame on its way to a link, whichever worker owns that. The worker takes ownership of the frame.
 func (w *Worker) Send(to *Link, f *frame.Frame) {
+	if owner := to.owner.Load(); owner != w {
+		w.hand(owner, to, f)
+		return
+	}
 	to.out[to.nout] = f
 	to.nout++
 	if !to.dirty {
@@ -228,11 +271,16 @@ func (w *Worker) Drop(at *Link, f *frame.Frame, why Reason) {
 	w.pool.Put(f)
 }
 
-// Clone copies a frame for another destination; nil if no frame is free. The copy borrows the same body.
+// Clone copies a frame for another destination; nil if no frame is free. The copy borrows the same body, but what f owns is copied.
 func (w *Worker) Clone(f *frame.Frame) *frame.Frame {
 	g := w.pool.Get()
-	if g != nil {
-		g.CopyFrom(f)
+	if g == nil {
+		return nil
+	}
+	g.CopyFrom(f)
+	if f.Owns() && !g.Own(w.pool) {
+		w.pool.Put(g)
+		return nil
 	}
 	return g
 }
@@ -247,11 +295,19 @@ func (w *Worker) flush() {
 		w.dirty[i] = nil
 	}
 	w.dirty = w.dirty[:0]
+	for i := range w.boxes {
+		if w.boxes[i].n > 0 {
+			w.deliver(&w.boxes[i])
+		}
+	}
 }
 
 // transmit hands the link's out vector to its port.
 func (w *Worker) transmit(to *Link) {
 	frames := to.out[:to.nout]
+	if limit := to.Limits[Out].Load(); limit != nil {
+		frames = frames[:limit.police(w, to, frames)]
+	}
 	to.Port.Transmit(frames, w.pool)
 	w.pool.PutAll(frames)
 	to.nout = 0

@@ -569,7 +569,7 @@ func TestNothingAllocated(t *testing.T) {
 					t.Errorf("%v allocations a round", n)
 				}
 			})
-			if moved < 200*2*64 {
+			if moved < 200*2*20 { // long frames are several rounds' worth
 				t.Errorf("%d frames moved", moved)
 			}
 			l.checkBalance()

@@ -13,6 +13,8 @@ type Packet struct {
 	Bytes []byte
 	// Checksum is what the sender left open.
 	Checksum frame.Checksum
+	// GSO says how it is to be cut.
+	GSO frame.GSO
 	// Head is how many bytes are private; the rest is borrowed, in pieces of Piece bytes. Zero: as much as a chunk takes,
 	// and pieces of 1000.
 	Head, Piece int
@@ -22,6 +24,7 @@ type Packet struct {
 type Sent struct {
 	Bytes    []byte
 	Checksum frame.Checksum
+	GSO      frame.GSO
 }
 
 // Port is a dataplane.Port that receives what a test feeds it and keeps what it transmits. Use it from the goroutine that drives
@@ -94,7 +97,7 @@ func (p *Port) fill(f *frame.Frame, from Packet) {
 		}
 		f.Borrow(p.pieces[first:len(p.pieces):len(p.pieces)], len(rest))
 	}
-	f.Checksum = from.Checksum
+	f.Checksum, f.GSO = from.Checksum, from.GSO
 	p.Counters.RxPackets.Add(1)
 	p.Counters.RxBytes.Add(uint64(len(from.Bytes)))
 }
@@ -114,7 +117,7 @@ func (p *Port) Transmit(frames []*frame.Frame, _ *frame.Pool) {
 		for _, piece := range f.Body() {
 			b = append(b, piece...)
 		}
-		p.sent = append(p.sent, Sent{Bytes: b, Checksum: f.Checksum})
+		p.sent = append(p.sent, Sent{Bytes: b, Checksum: f.Checksum, GSO: f.GSO})
 	}
 }
 

@@ -1,0 +1,179 @@
+package dataplane
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane/frame"
+)
+
+// DropLimit is for frames beyond what their destination may get.
+var DropLimit = NewReason("limit", "the frame is beyond the limit of what its destination may receive")
+
+// LimitOptions say how much may pass. Zero values do not limit.
+type LimitOptions struct {
+	// PPS is in packets a second; a packet that is to be cut counts for its segments.
+	PPS uint64
+	// BPS is in bits a second, of frames with their Ethernet headers.
+	BPS uint64
+	// Burst is how much may pass at once after a pause, as time at the limit. Zero: 10 ms.
+	Burst time.Duration
+}
+
+// Limit bounds frames by packets and bits a second. What comes in waits at its port, where the guest sees its ring fill; what goes out beyond the
+// limit is dropped. Links that share a Limit share the bound, on whatever worker they are.
+type Limit struct {
+	packets, bits bucket
+}
+
+// NewLimit makes a limit that has its whole burst to give; nil if nothing is limited.
+func NewLimit(o LimitOptions) *Limit {
+	if o.PPS == 0 && o.BPS == 0 {
+		return nil
+	}
+	if o.Burst == 0 {
+		o.Burst = 10 * time.Millisecond
+	}
+	l := new(Limit)
+	l.packets.set(o.PPS, o.Burst)
+	l.bits.set(o.BPS, o.Burst)
+	return l
+}
+
+// bucket lets so many units a second pass. It keeps the one number of the generic cell rate algorithm (ITU-T I.371): the time at which all that has
+// passed would have passed at that rate.
+type bucket struct {
+	rate  int64 // 0: no bound
+	burst int64 // in 1/64 ns
+	full  atomic.Int64
+}
+
+const (
+	bucketShift = 6 // times in 1/64 ns fit 63 bits for four years, and 33 Mbit are not too many for one multiplication
+	second      = int64(time.Second) << bucketShift
+	maxRate     = 1 << 40
+)
+
+func (b *bucket) set(rate uint64, burst time.Duration) {
+	b.rate = int64(min(rate, maxRate))
+	b.burst = int64(min(burst, time.Hour)) << bucketShift
+	if b.rate > 0 {
+		b.burst = max(b.burst, b.cost(1)) // else nothing would ever pass
+	}
+}
+
+func (b *bucket) cost(units int) int64 { return int64(units) * second / b.rate }
+
+// room is how many units may pass now, at most as many as asked for.
+func (b *bucket) room(now int64, most int) int {
+	if b.rate == 0 {
+		return most
+	}
+	now <<= bucketShift
+	free := now + b.burst - max(b.full.Load(), now)
+	if b.cost(most) <= free {
+		return most
+	}
+	return int(max(0, free/max(1, b.cost(1))))
+}
+
+// take lets units pass, more than there is room for if need be: the next ones wait longer.
+func (b *bucket) take(now int64, units int) {
+	if b.rate == 0 {
+		return
+	}
+	cost := b.cost(units)
+	for {
+		old := b.full.Load()
+		if b.full.CompareAndSwap(old, max(old, now<<bucketShift)+cost) {
+			return
+		}
+	}
+}
+
+// wait is how long nothing may pass; 0: something may.
+func (b *bucket) wait(now int64) time.Duration {
+	if b.rate == 0 {
+		return 0
+	}
+	const up = 1<<bucketShift - 1
+	return time.Duration(max(0, b.full.Load()+b.cost(1)-b.burst-now<<bucketShift+up) >> bucketShift)
+}
+
+// frames is how many frames may come in now, at most as many as asked for. Their length is not known yet, so one that is longer than there
+// is room for passes, and those after it wait longer.
+func (l *Limit) frames(now int64, most int) int {
+	if l.bits.room(now, 1) == 0 {
+		return 0
+	}
+	return l.packets.room(now, most)
+}
+
+// took is told what came in.
+func (l *Limit) took(now int64, frames int, bytes uint64) {
+	l.packets.take(now, frames)
+	l.bits.take(now, int(8*bytes))
+}
+
+// police drops what may not go out and closes the gaps. It returns how many frames are left.
+func (l *Limit) police(w *Worker, to *Link, frames []*frame.Frame) (n int) {
+	for i, f := range frames {
+		packets := segments(f)
+		if l.packets.room(w.now, 1) == 0 || l.bits.room(w.now, 1) == 0 {
+			frames[i] = nil
+			w.Drop(to, f, DropLimit)
+			continue
+		}
+		l.packets.take(w.now, packets)
+		l.bits.take(w.now, 8*f.Len())
+		frames[i], frames[n] = nil, f
+		n++
+	}
+	return n
+}
+
+// segments is how many packets a frame stands for.
+func segments(f *frame.Frame) int {
+	if f.GSO.Type == frame.GSONone || f.GSO.Size == 0 {
+		return 1
+	}
+	return (f.Len() + int(f.GSO.Size) - 1) / int(f.GSO.Size)
+}
+
+// held is how long the link's limit keeps it from taking anything in; Forever if it does not.
+func (l *Link) held(now int64) time.Duration {
+	if limit := l.Limits[In].Load(); limit != nil {
+		if wait := max(limit.packets.wait(now), limit.bits.wait(now)); wait > 0 {
+			return wait
+		}
+	}
+	return Forever
+}
+
+// quantum keeps links that bring long frames from taking more of a round than others: deficit round robin (Shreedhar and Varghese, 1995),
+// where a port says only afterwards how many bytes it brought.
+type quantum struct {
+	average uint64 // bytes of a frame, in the last vector
+	deficit int64  // bytes the link may bring
+}
+
+// quantumBytes is what a link may bring into a round: a vector of full Ethernet frames.
+const quantumBytes = Quantum * 1518
+
+// turn begins a round of the link, and is how many frames it may bring; 0 while it has to pay for what it brought before.
+func (q *quantum) turn() int {
+	q.deficit = min(q.deficit+quantumBytes, quantumBytes)
+	switch {
+	case q.deficit <= 0:
+		return 0
+	case q.average*Quantum <= uint64(q.deficit):
+		return Quantum
+	}
+	return 1 + int(uint64(q.deficit)/q.average)
+}
+
+// took is told what the link brought.
+func (q *quantum) took(frames int, bytes uint64) {
+	q.average = bytes / uint64(frames)
+	q.deficit -= int64(bytes)
+}

@@ -1,0 +1,94 @@
+package dataplane_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/dataplanetest"
+)
+
+// What comes in under a limit waits, what goes out beyond it is dropped; both keep the rate within its burst.
+func TestLimits(t *testing.T) {
+	for name, c := range map[string]struct {
+		options   dataplane.LimitOptions
+		direction dataplane.Direction
+		length    int
+		least     float64 // frames in 50 ms beside the burst
+	}{
+		"packets in":  {dataplane.LimitOptions{PPS: 20_000, Burst: time.Millisecond}, dataplane.In, 60, 1000},
+		"bits in":     {dataplane.LimitOptions{BPS: 96_000_000, Burst: time.Millisecond}, dataplane.In, 600, 1000},
+		"packets out": {dataplane.LimitOptions{PPS: 20_000, Burst: time.Millisecond}, dataplane.Out, 60, 1000},
+		"bits out":    {dataplane.LimitOptions{BPS: 96_000_000, Burst: time.Millisecond}, dataplane.Out, 600, 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := dataplanetest.NewWorker(t, 256)
+			from, source := dataplanetest.NewLink("from")
+			into, sink := dataplanetest.NewLink("to")
+			sink.Discard = true
+			from.Forwarder = to{into}
+			w.Do(func() { w.Add(from); w.Add(into) })
+			limited := from
+			if c.direction == dataplane.Out {
+				limited = into
+			}
+			limited.Limits[c.direction].Store(dataplane.NewLimit(c.options))
+			packet := make([]byte, c.length)
+			fed, began := uint64(0), time.Now()
+			for time.Since(began) < 50*time.Millisecond {
+				for source.Waiting() < 256 {
+					source.FeedBytes(packet)
+					fed++
+				}
+				w.Round()
+			}
+			took := time.Since(began)
+			passed := float64(sink.Counters.TxPackets.Load())
+			most := c.least*float64(took)/float64(50*time.Millisecond) + c.least/50 + 2*dataplane.Quantum // the burst, and a vector of unknown length
+			if passed > most || passed < c.least/50 { // a pause of the machine costs what it would have let pass; see TestBucket for the least
+				t.Errorf("%v frames in %v", passed, took)
+			}
+			dropped := sink.Counters.Drops(dataplane.DropLimit)
+			if c.direction == dataplane.In {
+				if dropped != 0 || fed-uint64(passed) != uint64(source.Waiting()) {
+					t.Errorf("%d dropped, %d of %d fed are left", dropped, source.Waiting(), fed)
+				}
+				return
+			}
+			if fed != uint64(source.Waiting())+uint64(passed)+dropped {
+				t.Errorf("of %d %v passed and %d were dropped", fed-uint64(source.Waiting()), passed, dropped)
+			}
+			limited.Limits[c.direction].Store(nil) // live
+			source.FeedBytes(packet)
+			dataplanetest.Settle(w)
+			if sink.Counters.Drops(dataplane.DropLimit) != dropped {
+				t.Error("dropped without a limit")
+			}
+		})
+	}
+}
+
+// A link with long frames gets no more bytes of a round than one with short ones: its share is a vector of full Ethernet frames.
+func TestQuantum(t *testing.T) {
+	w := dataplanetest.NewWorker(t, 1024)
+	long, longs := dataplanetest.NewLink("long")
+	short, shorts := dataplanetest.NewLink("short")
+	sink, sunk := dataplanetest.NewLink("sink")
+	sunk.Discard = true
+	long.Forwarder, short.Forwarder = to{sink}, to{sink}
+	w.Do(func() { w.Add(long); w.Add(short); w.Add(sink) })
+	big, small := make([]byte, 60_000), make([]byte, 1500)
+	for range 1000 {
+		for longs.Waiting() < 64 {
+			longs.Feed(dataplanetest.Packet{Bytes: big, Head: 256, Piece: 60_000})
+		}
+		for shorts.Waiting() < 64 {
+			shorts.FeedBytes(small)
+		}
+		w.Round()
+	}
+	a, b := longs.Counters.RxBytes.Load(), shorts.Counters.RxBytes.Load()
+	if ratio := float64(a) / float64(b); ratio < 0.8 || ratio > 1.1 {
+		t.Errorf("long frames brought %d bytes, short ones %d: ratio %.2f", a, b, ratio)
+	}
+}
