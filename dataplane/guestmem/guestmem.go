@@ -5,6 +5,7 @@
 //
 //	control:  Open ─▶ new Map ─▶ swap it in on the worker (a grace point) ─▶ old.Revoke ─▶ grace point on all ─▶ old.Free
 //	worker:   Map.View(address, length) ─▶ []byte, bounded by its region
+//	          Log.Mark(address, length)    while the guest moves to another machine
 //
 // Addresses come in two kinds: descriptors carry guest-physical ones, vhost-user's ring addresses are the front-end's own
 // virtual ones (vhost-user, "Memory region description").
@@ -172,11 +173,36 @@ func open(r Region) (region, error) {
 	return region{Region: r, bytes: mapping.Bytes()[r.Offset-begin:][:r.Size], mapping: mapping}, nil
 }
 
+// scanned is how many regions are looked through one by one. Most guests have two or three; only hotplug in small steps makes hundreds.
+const scanned = 8
+
+// near returns the regions among which addr lies, if in any: all of few, one of many.
+func (m *Map) near(addr uint64) []region {
+	if len(m.regions) <= scanned {
+		return m.regions
+	}
+	return m.search(addr)
+}
+
+// search finds the last region that begins at or below addr.
+func (m *Map) search(addr uint64) []region {
+	low, high := 0, len(m.regions) // all below low begin at or below addr, all from high on above it
+	for low < high {
+		if mid := int(uint(low+high) / 2); m.regions[mid].GuestAddr <= addr {
+			low = mid + 1
+		} else {
+			high = mid
+		}
+	}
+	return m.regions[max(low, 1)-1 : max(low, 1)]
+}
+
 // View returns n bytes from a guest-physical address; nil unless all of them lie in one region. It is valid until the worker that
 // asked passes a grace point after the map was swapped out.
 func (m *Map) View(addr uint64, n uint32) []byte {
-	for i := range m.regions {
-		r := &m.regions[i]
+	regions := m.near(addr)
+	for i := range regions {
+		r := &regions[i]
 		// One comparison each, none of which can wrap: off is huge below the region's start.
 		if off := addr - r.GuestAddr; off < r.Size && uint64(n) <= r.Size-off {
 			return r.bytes[off : off+uint64(n) : off+uint64(n)]
@@ -187,8 +213,9 @@ func (m *Map) View(addr uint64, n uint32) []byte {
 
 // Prefix returns as many of the n bytes from addr on as lie in its region: the slow way, for buffers that cross from one region into the next.
 func (m *Map) Prefix(addr uint64, n uint32) []byte {
-	for i := range m.regions {
-		r := &m.regions[i]
+	regions := m.near(addr)
+	for i := range regions {
+		r := &regions[i]
 		if off := addr - r.GuestAddr; off < r.Size {
 			fits := min(uint64(n), r.Size-off)
 			return r.bytes[off : off+fits : off+fits]
@@ -206,6 +233,18 @@ func (m *Map) User(addr uint64, n int) []byte {
 		}
 	}
 	return nil
+}
+
+// Guest returns the guest-physical address of a view of this map, for the dirty log; false for memory that is not the guest's.
+func (m *Map) Guest(view []byte) (addr uint64, ok bool) {
+	at := shm.Address(view)
+	for i := range m.regions {
+		r := &m.regions[i]
+		if off := uint64(at - shm.Address(r.bytes)); off < r.Size && uint64(len(view)) <= r.Size-off {
+			return r.GuestAddr + off, true
+		}
+	}
+	return 0, false
 }
 
 // Regions returns what the map was made of, by guest address.

@@ -297,7 +297,7 @@ func TestViewsAgainstTheFile(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var regions []Region
 		at := uint64(0)
-		for range rapid.IntRange(0, 4).Draw(t, "regions") {
+		for range rapid.IntRange(0, 2*scanned).Draw(t, "regions") {
 			at += rapid.Uint64Range(0, 3).Draw(t, "gap") * 100
 			size := rapid.Uint64Range(1, 3*page).Draw(t, "size")
 			regions = append(regions, Region{GuestAddr: at, UserAddr: at + 1<<40, Size: size, FD: fd,
@@ -327,8 +327,24 @@ func TestViewsAgainstTheFile(t *testing.T) {
 			if (got != nil) != whole || whole && !bytes.Equal(got, want) {
 				t.Fatalf("%s(%#x, %d): %d bytes, want %d", name, addr, n, len(got), len(want))
 			}
+			if back, ok := m.Guest(got); len(got) > 0 && (!ok || back != addr) {
+				t.Fatalf("%s(%#x, %d) is said to lie at %#x, %v", name, addr, n, back, ok)
+			}
 		}
 	})
+}
+
+func TestGuestOfForeignMemory(t *testing.T) {
+	m := mustOpen(t, Region{GuestAddr: 1 << 32, Size: page, FD: memFD(t, 1)})
+	view := m.View(1<<32, page)
+	for name, b := range map[string][]byte{"ours": make([]byte, 8), "none": nil, "longer": append(view[page-1:page:page], 0)} {
+		if at, ok := m.Guest(b); ok {
+			t.Errorf("%s lies at %#x", name, at)
+		}
+	}
+	if at, ok := m.Guest(view[page-1:]); !ok || at != 1<<32+page-1 {
+		t.Errorf("the last byte lies at %#x, %v", at, ok)
+	}
 }
 
 func TestNothingAllocated(t *testing.T) {

@@ -108,6 +108,16 @@ func NewMemFD(name string, size int64) (int, error) {
 	return fd, nil
 }
 
+// KeepSize forbids everybody to shrink a file of memory, for good, and tells whether that is in force: a memfd can be sealed so by
+// whoever may write to it; an ordinary file of tmpfs cannot, nor can a memfd whose maker forbade new seals.
+func KeepSize(fd int) bool {
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err == nil && seals&unix.F_SEAL_SHRINK == 0 {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK)
+	}
+	return err == nil
+}
+
 // CheckBacking tells whether fd is memory by itself (memfd, tmpfs, hugetlbfs) and returns its size in bytes.
 // Everything else is refused with ErrBacking: a page fault on a FUSE or network file waits for another process,
 // and a worker that faults there would hang for as long as that process likes.
