@@ -59,13 +59,15 @@ func (w *Worker) abandon(l *Link) {
 			if f == nil {
 				continue
 			}
-			w.pool.Put(f)
-			frames[i] = nil
-			if l == &w.arrived {
+			switch {
+			case f.Dropped != 0: // by a port, which has counted it
+			case l == &w.arrived:
 				to.Counters.Drop(DropFault, 1)
-			} else {
+			default:
 				dropped++
 			}
+			w.pool.Put(f)
+			frames[i] = nil
 		}
 	}
 	drop(w.batch[:], l)

@@ -45,7 +45,7 @@ func TestLimits(t *testing.T) {
 			took := time.Since(began)
 			passed := float64(sink.Counters.TxPackets.Load())
 			most := c.least*float64(took)/float64(50*time.Millisecond) + c.least/50 + 2*dataplane.Quantum // the burst, and a vector of unknown length
-			if passed > most || passed < c.least/50 { // a pause of the machine costs what it would have let pass; see TestBucket for the least
+			if passed > most || passed < c.least/50 {                                                     // a pause of the machine costs what it would have let pass; see TestBucket for the least
 				t.Errorf("%v frames in %v", passed, took)
 			}
 			dropped := sink.Counters.Drops(dataplane.DropLimit)

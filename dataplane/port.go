@@ -42,7 +42,8 @@ type Port interface {
 	// Transmit takes frames in order. It keeps a frame beyond the call by setting its slot to nil; the caller
 	// recycles the others. What it can't take it drops and counts. The frames' bodies are memory of another port's guest: after a fault
 	// there, all frames still in the vector count as dropped, and the next call finds the port as if this one had kept no more than
-	// it had finished with. So a frame that was dropped and counted leaves the vector at once if bodies of others are still to be read.
+	// it had finished with. So a frame that was dropped and counted is marked (Reason.Mark) at once, or leaves the vector, if bodies of others are
+	// still to be read.
 	Transmit(frames []*frame.Frame, pool *frame.Pool)
 	// Flush, Arm, Pending and Disarm are as in Source.
 	Flush()
@@ -97,6 +98,8 @@ type Link struct {
 	Offloads atomic.Uint32
 	// Limits bound what comes in and goes out; nil: nothing does. Several links may share one. Set by anybody at any time.
 	Limits [2]atomic.Pointer[Limit]
+	// Tap is shown what passes, while somebody captures; nil: nobody does. Set by anybody at any time.
+	Tap atomic.Pointer[Tap]
 
 	// owner polls the link; nil: nobody. Written by it, within Do, and read by every worker that has a frame for the link.
 	owner   atomic.Pointer[Worker]

@@ -236,6 +236,9 @@ func (l *Link) Poll() (n int) {
 	if len(w.crossings) > 0 {
 		w.hear()
 	}
+	if tap := l.Tap.Load(); tap != nil {
+		tap.Frames(w.Index(), In, w.batch[:n])
+	}
 	l.Forwarder.Forward(w, l, w.batch[:n])
 	w.flush()
 	l.Port.Release()
@@ -268,6 +271,9 @@ func (w *Worker) Send(to *Link, f *frame.Frame) {
 // Drop recycles a frame and counts it at the link it came from (or was meant for).
 func (w *Worker) Drop(at *Link, f *frame.Frame, why Reason) {
 	at.Counters.Drop(why, 1)
+	if tap := at.Tap.Load(); tap != nil {
+		tap.Dropped(w.Index(), f, why)
+	}
 	w.pool.Put(f)
 }
 
@@ -308,7 +314,23 @@ func (w *Worker) transmit(to *Link) {
 	if limit := to.Limits[Out].Load(); limit != nil {
 		frames = frames[:limit.police(w, to, frames)]
 	}
+	tap := to.Tap.Load()
+	if tap != nil {
+		tap.Frames(w.Index(), Out, frames)
+	}
 	to.Port.Transmit(frames, w.pool)
+	if tap != nil {
+		w.lost(tap, frames)
+	}
 	w.pool.PutAll(frames)
 	to.nout = 0
+}
+
+// lost shows a tap which of the frames the port has dropped.
+func (w *Worker) lost(tap *Tap, frames []*frame.Frame) {
+	for _, f := range frames {
+		if f != nil && f.Dropped != 0 {
+			tap.Dropped(w.Index(), f, Reason(f.Dropped-1))
+		}
+	}
 }
