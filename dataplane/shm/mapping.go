@@ -14,6 +14,7 @@ var ErrBacking = errors.New("memory is not a memfd, tmpfs or hugetlbfs file")
 // Mapping is a shared mapping of part of a file, or of anonymous memory.
 type Mapping struct {
 	bytes   []byte
+	huge    bool
 	revoked atomic.Bool
 }
 
@@ -27,7 +28,7 @@ type MapOptions struct {
 	Length int
 	// ReadOnly maps without the right to write.
 	ReadOnly bool
-	// Huge asks for huge pages for anonymous memory; a hint, and silently small pages where there are none.
+	// Huge asks for huge pages for anonymous memory; where there are none it becomes small ones, and Mapping.Huge tells.
 	Huge bool
 	// Populate touches every page now, so that a worker does not fault later.
 	Populate bool
@@ -60,7 +61,7 @@ func Map(o MapOptions) (*Mapping, error) {
 	}
 	if o.FD < 0 && o.Huge {
 		if b, err := unix.Mmap(-1, 0, o.Length, prot, flags|unix.MAP_HUGETLB); err == nil {
-			return &Mapping{bytes: b}, nil
+			return &Mapping{bytes: b, huge: true}, nil
 		}
 	}
 	b, err := unix.Mmap(o.FD, o.Offset, o.Length, prot, flags)
@@ -69,6 +70,9 @@ func Map(o MapOptions) (*Mapping, error) {
 	}
 	return &Mapping{bytes: b}, nil
 }
+
+// Huge tells whether anonymous memory lies in huge pages.
+func (m *Mapping) Huge() bool { return m.huge }
 
 // Bytes is the whole mapping. It may be read and written until Revoke.
 func (m *Mapping) Bytes() []byte { return m.bytes }
