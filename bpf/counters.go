@@ -19,10 +19,6 @@ type Counter struct {
 	Bytes uint64 `json:"bytes"`
 }
 
-// Counters returns a counter for each verdict, in the order of enum verdict. A
-// redirected frame may still meet a full socket, which counts it there.
-func (p *Program) Counters() ([]Counter, error) { return readCounters(p.objs.Verdicts, p.names) }
-
 func readCounters(verdicts *ebpf.Map, names []string) ([]Counter, error) {
 	counters := make([]Counter, len(names))
 	var perCPU []steerCounter

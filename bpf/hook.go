@@ -41,7 +41,8 @@ type Hook struct {
 	// link holds the program: a dead owner's until Attach, then ours. Nil while
 	// there is none, and while the program there is not from under PinPath.
 	link    link.Link
-	ours    bool // link runs our program, so Close ends it
+	ours    bool          // link runs our program, so Close ends it
+	runs    *ebpf.Program // that one, as it was given to Attach
 	refused error
 }
 
@@ -142,6 +143,7 @@ func (h *Hook) exchange(progs []*ebpf.Program) error {
 	for _, prog := range progs {
 		err := h.link.Update(prog)
 		if err == nil {
+			h.runs = prog
 			return nil
 		}
 		if first == nil {
@@ -172,7 +174,7 @@ func (h *Hook) attachNew(progs []*ebpf.Program) error {
 	var last error
 	for _, mode := range h.opts.Mode.tries() {
 		var err error
-		if h.link, err = h.dev.attach(mode, progs); err == nil {
+		if h.link, h.runs, err = h.dev.attach(mode, progs); err == nil {
 			if err := h.link.Pin(h.claim.link()); err != nil {
 				return Explain("pin the link of "+h.dev.name, err)
 			}
@@ -187,22 +189,22 @@ func (h *Hook) attachNew(progs []*ebpf.Program) error {
 	return last
 }
 
-// attach returns the error of the first program, whose demands are the lowest.
-func (d device) attach(mode Mode, progs []*ebpf.Program) (link.Link, error) {
+// attach tries one program after the other. It returns the error of the first, whose demands are the lowest.
+func (d device) attach(mode Mode, progs []*ebpf.Program) (link.Link, *ebpf.Program, error) {
 	if mode == Native && masked("xdp-native") {
-		return nil, tell([]error{ErrNotSupported}, "native XDP is masked by SHUNT_MASK: clear that, or ask for auto")
+		return nil, nil, tell([]error{ErrNotSupported}, "native XDP is masked by SHUNT_MASK: clear that, or ask for auto")
 	}
 	var first error
 	for _, prog := range progs {
 		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: d.index, Flags: mode.flags()})
 		if err == nil {
-			return l, nil
+			return l, prog, nil
 		}
 		if first == nil {
 			first = d.refusal(mode, err)
 		}
 	}
-	return nil, first
+	return nil, nil, first
 }
 
 // Mode is the mode in force, as the kernel reports it.

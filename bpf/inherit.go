@@ -10,8 +10,9 @@ import (
 
 // inherit copies from a dead owner's program which tunnel endpoints and networks
 // are ours, so that the exchange of the programs opens no gap in which the
-// kernel would answer. MACs of a flat network need none of this: the kernel does
-// not take frames for MACs it does not have.
+// kernel would answer. Stations need none of this: until they are added again their
+// frames go to their networks' workers. Neither do MACs of a flat network: the
+// kernel does not take frames for MACs it does not have.
 func (p *Program) inherit() error {
 	if p.hook.link == nil {
 		return nil

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -29,7 +29,7 @@ type Attachment struct {
 	OwnerName string `json:"owner_name,omitempty"`
 	// Maps are those the program uses.
 	Maps []MapInfo `json:"maps"`
-	// Counters count frames by verdict, for our steering program only.
+	// Counters count frames by verdict, for our programs only.
 	Counters []Counter `json:"counters,omitempty"`
 }
 
@@ -175,7 +175,7 @@ func (a *Attachment) addMap(prog *ebpf.Program, m *ebpf.Map) error {
 		return Explain("count the entries of map "+info.Name, err)
 	}
 	a.Maps = append(a.Maps, MapInfo{uint32(id), info.Name, m.Type().String(), entries, m.MaxEntries()})
-	if info.Name != steerMapVerdicts || !strings.HasPrefix(a.Program.Name, steerProgShuntSteer) {
+	if info.Name != steerMapVerdicts || !slices.Contains(succession, a.Program.Name) {
 		return nil
 	}
 	names, err := verdictNames(prog)

@@ -1,10 +1,24 @@
-// Package bpf loads the XDP program that decides which frames of an uplink are
-// ours, keeps it attached, and fills its tables.
+// Package bpf loads the XDP programs that decide which frames of an interface are
+// ours, keeps them attached, and fills their tables.
 //
 //	NIC queue --> steer.bpf.c --+--> XSKMAP --> AF_XDP socket   VXLAN to one of our VTEPs with a
-//	                            |                               known VNI; a flat network's unicast
+//	                            |               of a worker     known VNI; a flat network's unicast
 //	                            +--> kernel                     everything else
 //	                            +--> dropped, counted           ours, but nobody serves it now
+//
+//	container --> veth --> port.bpf.c --+--> XSKMAP --> AF_XDP socket   everything
+//	                                    +--> dropped, counted           nobody serves it now; too long
+//
+// # Who gets a frame
+//
+// An uplink's queue can have a socket for each worker. A frame goes to the
+// worker of its station: a guest's MAC in a network ([Program.AddStation]), or in
+// a flat one ([Program.AddMAC]). A station with several workers has its flows
+// shared among them, each flow on one. Broadcast and what is for stations
+// not told goes to the worker of the network ([Program.AddVNI]). Nothing of what
+// the program found out is handed over in front of the frame (data_meta): the engine
+// checks every length and checksum for itself, so it could leave out one load or two,
+// while making room and writing there costs each frame more than that.
 //
 // # Who owns an interface
 //
@@ -39,13 +53,13 @@ const MaxWorkers = 64
 // DefaultPort is the UDP port IANA gave to VXLAN.
 const DefaultPort = 4789
 
-// Options describe an uplink's steering program.
+// Options describe a program on an interface.
 type Options struct {
-	// Interface is the uplink's name.
+	// Interface is its name.
 	Interface string
 	// Mode to attach in; the zero value is Auto.
 	Mode Mode
-	// Port is the UDP port VXLAN arrives on; 0 is DefaultPort.
+	// Port is the UDP port VXLAN arrives on at an uplink; 0 is DefaultPort.
 	Port uint16
 	// Queues is how many receive queues can get sockets; 0 is all the interface
 	// can have. What arrives on a queue beyond is dropped when it is ours.
@@ -57,16 +71,84 @@ type Options struct {
 	PinPath string
 }
 
+// attachment is what all our programs have: a hook they hang on, sockets they
+// send to, counters.
+type attachment struct {
+	hook     *Hook
+	xsks     *ebpf.Map
+	verdicts *ebpf.Map
+	names    []string // of verdicts
+	queues   int
+	perQueue int  // sockets
+	frags    bool // the program for frames of several buffers is the one that runs
+}
+
+// succession is what a new owner of an interface takes over from a dead one.
+var succession = []string{steerProgShuntSteer, steerProgShuntSteerLin, portProgShuntPort, portProgShuntPortLin}
+
+// open claims the interface's hook.
+func (a *attachment) open(opts *Options) (err error) {
+	a.hook, err = OpenHook(HookOptions{
+		Interface: opts.Interface, Mode: opts.Mode, Replace: opts.Replace, PinPath: opts.PinPath, Succeeds: succession,
+	})
+	if err != nil {
+		return err
+	}
+	if a.queues = opts.Queues; a.queues == 0 {
+		a.queues = a.hook.dev.rxQueues
+	}
+	return nil
+}
+
+// attach puts frags on the hook, or lin where only that goes.
+func (a *attachment) attach(frags, lin *ebpf.Program) error {
+	if masked("xdp-frags") {
+		return a.hook.Attach(lin)
+	}
+	err := a.hook.Attach(frags, lin)
+	a.frags = a.hook.runs == frags
+	return err
+}
+
+// Mode is the mode in force, as the kernel reports it.
+func (a *attachment) Mode() Mode { return a.hook.Mode() }
+
+// NativeRefused is why Auto became Generic; see [Hook.NativeRefused].
+func (a *attachment) NativeRefused() error { return a.hook.NativeRefused() }
+
+// Frags tells whether the program in force takes frames of several buffers, so
+// that jumbo frames can reach a socket.
+func (a *attachment) Frags() bool { return a.frags }
+
+// Pin is the path of the pinned link.
+func (a *attachment) Pin() string { return a.hook.Pin() }
+
+// Queues is how many receive queues can have sockets.
+func (a *attachment) Queues() int { return a.queues }
+
+// Counters returns a counter for each verdict, in the order of enum verdict. A
+// redirected frame may still meet a full socket, which counts it there. Any goroutine may call it.
+func (a *attachment) Counters() ([]Counter, error) { return readCounters(a.verdicts, a.names) }
+
+// addSocket puts a socket where the frames of a queue and one of its workers go.
+func (a *attachment) addSocket(queue, worker, fd int) error {
+	if queue < 0 || queue >= a.queues {
+		return fmt.Errorf("%w: queue %d is none of the %d the program was loaded for", ErrInvalid, queue, a.queues)
+	}
+	err := a.xsks.Put(uint32(queue*a.perQueue+worker), uint32(fd))
+	return Explain(fmt.Sprintf("give queue %d its socket", queue), err)
+}
+
 // Program is the steering program on one uplink. It is for one goroutine, except
-// that [Program.Counters] may be called by any.
+// that Counters may be called by any.
 type Program struct {
-	hook   *Hook
-	objs   steerObjects
-	names  []string // of verdicts
-	queues int
+	attachment
+	objs steerObjects
 	// inherited has the keys taken over from a dead owner and not added again
 	// since, until Settle.
 	inherited map[*ebpf.Map]map[string]bool
+	// stations has those added, by their network.
+	stations map[uint32]map[[6]byte]bool
 }
 
 // Attach loads the steering program and attaches it to an uplink, on which
@@ -76,24 +158,25 @@ type Program struct {
 // The error wraps ErrBusy, ErrNoInterface, ErrPermission or ErrNotSupported
 // where one fits, and nothing has changed then.
 func Attach(opts Options) (*Program, error) {
-	hook, err := OpenHook(HookOptions{
-		Interface: opts.Interface, Mode: opts.Mode, Replace: opts.Replace, PinPath: opts.PinPath,
-		Succeeds: []string{steerProgShuntSteer, steerProgShuntSteerLin},
-	})
-	if err != nil {
+	p := &Program{inherited: map[*ebpf.Map]map[string]bool{}}
+	if err := p.open(&opts); err != nil {
 		return nil, err
 	}
-	p := &Program{hook: hook, queues: opts.Queues, inherited: map[*ebpf.Map]map[string]bool{}}
-	if p.queues == 0 {
-		p.queues = hook.dev.rxQueues
+	err := p.load(opts.Port)
+	if err == nil {
+		err = p.inherit()
 	}
-	if err := p.attach(opts.Port); err != nil {
+	if err == nil {
+		err = p.attach(p.objs.ShuntSteer, p.objs.ShuntSteerLin)
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
 
-func (p *Program) attach(port uint16) error {
+// load loads the program for its queues.
+func (p *Program) load(port uint16) error {
 	spec, err := steerSpec(port, p.queues)
 	if err != nil {
 		return err
@@ -101,22 +184,24 @@ func (p *Program) attach(port uint16) error {
 	if err := Explain("load the XDP program", spec.LoadAndAssign(&p.objs, nil)); err != nil {
 		return err
 	}
-	if p.names, err = verdictNames(p.objs.ShuntSteer); err != nil {
-		return err
+	p.stations = map[uint32]map[[6]byte]bool{}
+	p.xsks, p.verdicts, p.perQueue = p.objs.Xsks, p.objs.Verdicts, MaxWorkers
+	p.names, err = verdictNames(p.objs.ShuntSteer)
+	return err
+}
+
+// checkQueues says whether a program can be loaded for so many.
+func checkQueues(n int) error {
+	if n < 1 || n > 1<<16 {
+		return fmt.Errorf("%w: %d receive queues are not between 1 and %d", ErrInvalid, n, 1<<16)
 	}
-	if err := p.inherit(); err != nil {
-		return err
-	}
-	if masked("xdp-frags") {
-		return p.hook.Attach(p.objs.ShuntSteerLin)
-	}
-	return p.hook.Attach(p.objs.ShuntSteer, p.objs.ShuntSteerLin)
+	return nil
 }
 
 // steerSpec is the embedded object with its constants and sizes set.
 func steerSpec(port uint16, queues int) (*ebpf.CollectionSpec, error) {
-	if queues < 1 || queues > 1<<16 {
-		return nil, fmt.Errorf("%w: %d receive queues are not between 1 and %d", ErrInvalid, queues, 1<<16)
+	if err := checkQueues(queues); err != nil {
+		return nil, err
 	}
 	if port == 0 {
 		port = DefaultPort
@@ -135,18 +220,6 @@ func steerSpec(port uint16, queues int) (*ebpf.CollectionSpec, error) {
 // Spec returns the steering program as it is embedded, for tools that load it
 // without attaching.
 func Spec() (*ebpf.CollectionSpec, error) { return steerSpec(DefaultPort, 1) }
-
-// Mode is the mode in force, as the kernel reports it.
-func (p *Program) Mode() Mode { return p.hook.Mode() }
-
-// NativeRefused is why Auto became Generic; see [Hook.NativeRefused].
-func (p *Program) NativeRefused() error { return p.hook.NativeRefused() }
-
-// Pin is the path of the pinned link.
-func (p *Program) Pin() string { return p.hook.Pin() }
-
-// Queues is how many receive queues can have sockets.
-func (p *Program) Queues() int { return p.queues }
 
 // Close takes the program off the uplink and removes its pin and tables. Frames
 // that were ours are the kernel's again.

@@ -21,6 +21,12 @@ type receiver struct {
 
 func (l *lab) receiver(t *testing.T, p *Program) *receiver {
 	t.Helper()
+	return l.socket(t, func(fd int) error { return p.AddSocket(0, 0, fd) })
+}
+
+// socket opens one on queue 0 of up0 and gives it to add.
+func (l *lab) socket(t *testing.T, add func(fd int) error) *receiver {
+	t.Helper()
 	const frames, ring = 256, 64
 	chunks, err := unix.Mmap(-1, 0, frames*frame.ChunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
@@ -58,7 +64,7 @@ func (l *lab) receiver(t *testing.T, p *Program) *receiver {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.AddSocket(0, 0, socket.FD()); err != nil {
+	if err := add(socket.FD()); err != nil {
 		t.Fatal(err)
 	}
 	return &receiver{port, pool}
@@ -126,7 +132,7 @@ func TestFlatFramesReachTheSocket(t *testing.T) {
 	l := newLab(t, 1500)
 	p := l.attach(t, Options{})
 	ours := l.receiver(t, p)
-	if err := errors.Join(p.SetFlat(true), p.AddMAC(guestMAC, 0)); err != nil {
+	if err := errors.Join(p.SetFlat(true), p.AddMAC(guestMAC, []int{0})); err != nil {
 		t.Fatal(err)
 	}
 	// The peer takes the guest for its neighbour 192.0.2.7.

@@ -12,10 +12,19 @@
  *	IPv4, IPv6 -- fragment ----------------------------> pass-fragment
  *	   v not UDP to vxlan_port, no I flag -------------> pass-not-vxlan
  *	VXLAN ------- outer destination not in vteps4/6 ---> pass-other-address
- *	   |          VNI not in networks -----------------> pass-unknown-vni
+ *	   | (VNI, inner destination) in stations ---------> redirect-station
+ *	   | VNI in networks: broadcast, unknown stations -> redirect
  *	   v
- *	xsks[queue * sockets_per_queue + worker] ----------> redirect
- *	   nobody there -----------------------------------> drop-no-socket
+ *	unknown network -----------------------------------> pass-unknown-vni
+ *
+ * What is redirected goes to xsks[queue * sockets_per_queue + worker]; if nobody
+ * is there it is dropped (drop-no-socket). A station and a flat MAC can have
+ * several workers. The flow decides which, so that it stays in order: by the
+ * source port of the outer UDP header, which whoever encapsulated made of the
+ * inner flow (RFC 7348, 5), or by the addresses and ports of a flat frame. The
+ * hash that a NIC made would be cheaper, but reading it (since kernel 6.3) takes a program
+ * that is bound to the device, which neither generic mode nor an exchange of
+ * programs has, and drivers do not agree on it.
  *
  * Multicast and broadcast never match macs: a flat network's share of them is
  * copied by an AF_PACKET socket, as the host needs them too.
@@ -35,19 +44,11 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define IP_MF_OR_OFFSET 0x3fff /* RFC 791: more fragments, or not the first */
-
-#define VXLAN_I 0x08000000 /* RFC 7348: the VNI is valid */
-
-struct vxlanhdr {
-	__be32 flags;
-	__be32 vni; /* upper 24 bits */
-};
-
 /* The names are part of the interface: userspace reads them from the program's
  * BTF, in lower case and with dashes, so a tool names those of any version. */
 enum verdict {
 	REDIRECT,
+	REDIRECT_STATION,
 	REDIRECT_FLAT,
 	DROP_NO_SOCKET,
 	PASS_TRUNCATED, /* ends within the headers above */
@@ -60,9 +61,17 @@ enum verdict {
 	VERDICTS,
 };
 
-struct counter {
-	__u64 packets;
-	__u64 bytes;
+#include "verdict.h"
+
+#define IP_MF_OR_OFFSET 0x3fff /* RFC 791: more fragments, or not the first */
+
+#define MAX_WORKERS 8 /* of a station; a power of two */
+
+#define VXLAN_I 0x08000000 /* RFC 7348: the VNI is valid */
+
+struct vxlanhdr {
+	__be32 flags;
+	__be32 vni; /* upper 24 bits */
 };
 
 /* Written by the loader before the program is loaded; the verifier then takes
@@ -107,28 +116,115 @@ struct mac {
 	__u8 addr[ETH_ALEN];
 };
 
-/* Unicast MAC of a port in a flat network to its worker. */
+/* Who shares the frames of a station. Every slot names one of them, those beyond n
+ * too: userspace exchanges an entry while frames look at it, and memory of the old
+ * one may be in use for another at once, so a frame can see n of one and
+ * slots of the other. */
+struct workers {
+	__u32 n;
+	__u8 worker[MAX_WORKERS];
+};
+
+/* A guest's unicast MAC in a network to its workers. */
+struct station {
+	__u32 vni; /* host order */
+	struct mac mac;
+	__u16 zero;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct station);
+	__type(value, struct workers);
+} stations SEC(".maps");
+
+/* The same in a flat network. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 14);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct mac);
-	__type(value, __u32);
+	__type(value, struct workers);
 } macs SEC(".maps");
 
-/* Bumped here without a lock, a copy to each CPU; userspace adds them up. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, VERDICTS);
-	__type(key, __u32); /* enum verdict */
-	__type(value, struct counter);
-} verdicts SEC(".maps");
+#define GOLDEN 0x9e3779b1u /* 2^32 / phi: successive numbers end up far apart */
+
+/* Which of a station's workers a flow has. Hash 0 has the first. */
+static __always_inline __u32 pick(const struct workers *w, __u32 hash)
+{
+	hash = (hash ^ hash >> 16) * GOLDEN;
+	return w->worker[((__u64)hash * w->n >> 32) & (MAX_WORKERS - 1)];
+}
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	return (hash ^ word) * GOLDEN ^ hash >> 15;
+}
+
+/* TCP, UDP, DCCP, SCTP and UDP-Lite begin with their ports. */
+static __always_inline __u32 ports(__u8 protocol, void *transport, void *end)
+{
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_DCCP &&
+	    protocol != IPPROTO_SCTP && protocol != IPPROTO_UDPLITE)
+		return 0;
+	if (transport + 4 > end)
+		return 0;
+	return *(__u32 *)transport;
+}
+
+/* A frame's flow. Fragments go by their addresses alone, so that those of a
+ * datagram stay together. */
+static __always_inline __u32 flow(struct ethhdr *eth, void *end)
+{
+	struct ipv6hdr *ip6 = (void *)(eth + 1);
+	struct iphdr *ip = (void *)(eth + 1);
+	__u32 hash;
+
+	if (eth->h_proto == bpf_htons(ETH_P_IP) && (void *)(ip + 1) <= end) {
+		hash = mix(mix(ip->protocol, ip->saddr), ip->daddr);
+		if (!(ip->frag_off & bpf_htons(IP_MF_OR_OFFSET)))
+			hash = mix(hash, ports(ip->protocol, (void *)ip + ip->ihl * 4, end));
+		return hash;
+	}
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= end) {
+		__u32 *word = (void *)&ip6->saddr; /* and daddr behind it */
+
+		hash = ip6->nexthdr;
+#pragma unroll
+		for (int i = 0; i < 8; i++)
+			hash = mix(hash, word[i]);
+		return mix(hash, ports(ip6->nexthdr, ip6 + 1, end));
+	}
+	return 0;
+}
+
+static __always_inline enum verdict judge_network(__u32 vni, __u16 source, __u8 *inner, void *end, __u32 *worker)
+{
+	struct station key = { .vni = vni };
+	struct workers *workers;
+	__u32 *known;
+
+	if (inner + ETH_ALEN <= (__u8 *)end && !(inner[0] & 1)) {
+		__builtin_memcpy(&key.mac, inner, ETH_ALEN);
+		workers = bpf_map_lookup_elem(&stations, &key);
+		if (workers) {
+			*worker = pick(workers, source);
+			return REDIRECT_STATION;
+		}
+	}
+	known = bpf_map_lookup_elem(&networks, &vni);
+	if (!known)
+		return PASS_UNKNOWN_VNI;
+	*worker = *known;
+	return REDIRECT;
+}
 
 static __always_inline enum verdict judge_vxlan(struct udphdr *udp, void *end, __u32 *worker,
 						struct in_addr *dst4, struct in6_addr *dst6)
 {
 	struct vxlanhdr *vxlan = (void *)(udp + 1);
-	__u32 vni, *known;
 
 	if ((void *)vxlan > end)
 		return PASS_TRUNCATED;
@@ -140,12 +236,7 @@ static __always_inline enum verdict judge_vxlan(struct udphdr *udp, void *end, _
 		return PASS_NOT_VXLAN;
 	if (dst4 ? !bpf_map_lookup_elem(&vteps4, dst4) : !bpf_map_lookup_elem(&vteps6, dst6))
 		return PASS_OTHER_ADDRESS;
-	vni = bpf_ntohl(vxlan->vni) >> 8;
-	known = bpf_map_lookup_elem(&networks, &vni);
-	if (!known)
-		return PASS_UNKNOWN_VNI;
-	*worker = *known;
-	return REDIRECT;
+	return judge_network(bpf_ntohl(vxlan->vni) >> 8, bpf_ntohs(udp->source), (void *)(vxlan + 1), end, worker);
 }
 
 static __always_inline enum verdict judge_ipv4(struct iphdr *ip, void *end, __u32 *worker)
@@ -178,7 +269,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, __u32 *worker)
 {
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	__u32 *port;
+	struct workers *port;
 
 	if ((void *)(eth + 1) > end)
 		return PASS_TRUNCATED;
@@ -187,7 +278,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, __u32 *worker)
 	if (flat && !(eth->h_dest[0] & 1)) {
 		port = bpf_map_lookup_elem(&macs, eth->h_dest);
 		if (port) {
-			*worker = *port;
+			*worker = pick(port, flow(eth, end));
 			return REDIRECT_FLAT;
 		}
 	}
@@ -198,24 +289,13 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, __u32 *worker)
 	return PASS_NOT_IP;
 }
 
-/* Not inlined, so that its prototype carries enum verdict into the kernel. */
-static __noinline void count(struct xdp_md *ctx, enum verdict verdict)
-{
-	struct counter *counter = bpf_map_lookup_elem(&verdicts, &verdict);
-
-	if (!counter)
-		return;
-	counter->packets++;
-	counter->bytes += bpf_xdp_get_buff_len(ctx); /* all buffers of a jumbo frame */
-}
-
 static __always_inline int steer(struct xdp_md *ctx)
 {
 	__u32 worker = 0;
 	enum verdict verdict = judge(ctx, &worker);
 	int action = XDP_PASS;
 
-	if (verdict == REDIRECT || verdict == REDIRECT_FLAT) {
+	if (verdict < DROP_NO_SOCKET) {
 		/* A known network is never the kernel's, so without a socket it is
 		 * dropped. The socket must be bound to this very queue: the kernel
 		 * drops what comes from another, which the socket counts. */

@@ -37,21 +37,35 @@ type steerMac struct {
 	Addr [6]uint8
 }
 
+type steerStation struct {
+	_    structs.HostLayout
+	Vni  uint32
+	Mac  steerMac
+	Zero uint16
+}
+
 type steerVerdict uint32
 
 const (
 	steerVerdictREDIRECT           steerVerdict = 0
-	steerVerdictREDIRECT_FLAT      steerVerdict = 1
-	steerVerdictDROP_NO_SOCKET     steerVerdict = 2
-	steerVerdictPASS_TRUNCATED     steerVerdict = 3
-	steerVerdictPASS_TAGGED        steerVerdict = 4
-	steerVerdictPASS_NOT_IP        steerVerdict = 5
-	steerVerdictPASS_NOT_VXLAN     steerVerdict = 6
-	steerVerdictPASS_FRAGMENT      steerVerdict = 7
-	steerVerdictPASS_OTHER_ADDRESS steerVerdict = 8
-	steerVerdictPASS_UNKNOWN_VNI   steerVerdict = 9
-	steerVerdictVERDICTS           steerVerdict = 10
+	steerVerdictREDIRECT_STATION   steerVerdict = 1
+	steerVerdictREDIRECT_FLAT      steerVerdict = 2
+	steerVerdictDROP_NO_SOCKET     steerVerdict = 3
+	steerVerdictPASS_TRUNCATED     steerVerdict = 4
+	steerVerdictPASS_TAGGED        steerVerdict = 5
+	steerVerdictPASS_NOT_IP        steerVerdict = 6
+	steerVerdictPASS_NOT_VXLAN     steerVerdict = 7
+	steerVerdictPASS_FRAGMENT      steerVerdict = 8
+	steerVerdictPASS_OTHER_ADDRESS steerVerdict = 9
+	steerVerdictPASS_UNKNOWN_VNI   steerVerdict = 10
+	steerVerdictVERDICTS           steerVerdict = 11
 )
+
+type steerWorkers struct {
+	_      structs.HostLayout
+	N      uint32
+	Worker [8]uint8
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -59,6 +73,7 @@ const (
 const (
 	steerMapMacs            = "macs"
 	steerMapNetworks        = "networks"
+	steerMapStations        = "stations"
 	steerMapVerdicts        = "verdicts"
 	steerMapVteps4          = "vteps4"
 	steerMapVteps6          = "vteps6"
@@ -122,6 +137,7 @@ type steerProgramSpecs struct {
 type steerMapSpecs struct {
 	Macs     *ebpf.MapSpec `ebpf:"macs"`
 	Networks *ebpf.MapSpec `ebpf:"networks"`
+	Stations *ebpf.MapSpec `ebpf:"stations"`
 	Verdicts *ebpf.MapSpec `ebpf:"verdicts"`
 	Vteps4   *ebpf.MapSpec `ebpf:"vteps4"`
 	Vteps6   *ebpf.MapSpec `ebpf:"vteps6"`
@@ -159,6 +175,7 @@ func (o *steerObjects) Close() error {
 type steerMaps struct {
 	Macs     *ebpf.Map `ebpf:"macs"`
 	Networks *ebpf.Map `ebpf:"networks"`
+	Stations *ebpf.Map `ebpf:"stations"`
 	Verdicts *ebpf.Map `ebpf:"verdicts"`
 	Vteps4   *ebpf.Map `ebpf:"vteps4"`
 	Vteps6   *ebpf.Map `ebpf:"vteps6"`
@@ -169,6 +186,7 @@ func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.Macs,
 		m.Networks,
+		m.Stations,
 		m.Verdicts,
 		m.Vteps4,
 		m.Vteps6,

@@ -30,15 +30,17 @@ const (
 )
 
 var (
-	guestMAC  = [6]byte{0x52, 0x54, 0, 0, 0, 1}
-	hostMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	peerMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 2}
-	vtep4     = netip.MustParseAddr("192.0.2.1")
-	vtep6     = netip.MustParseAddr("2001:db8::1")
-	other4    = netip.MustParseAddr("192.0.2.9")
-	other6    = netip.MustParseAddr("2001:db8::9")
-	inner     = gopacket.Payload("\x52\x54\x00\x00\x00\x01\x52\x54\x00\x00\x00\x02\x08\x06 an inner frame")
-	fragments = &layers.IPv6Fragment{NextHeader: layers.IPProtocolUDP, MoreFragments: true}
+	guestMAC   = [6]byte{0x52, 0x54, 0, 0, 0, 1}
+	stationMAC = [6]byte{0x52, 0x54, 0, 0, 0, 7}
+	hostMAC    = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	peerMAC    = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	vtep4      = netip.MustParseAddr("192.0.2.1")
+	vtep6      = netip.MustParseAddr("2001:db8::1")
+	other4     = netip.MustParseAddr("192.0.2.9")
+	other6     = netip.MustParseAddr("2001:db8::9")
+	inner      = gopacket.Payload("\x52\x54\x00\x00\x00\x01\x52\x54\x00\x00\x00\x02\x08\x06 an inner frame")
+	toStation  = gopacket.Payload("\x52\x54\x00\x00\x00\x07\x52\x54\x00\x00\x00\x02\x08\x06 an inner frame")
+	fragments  = &layers.IPv6Fragment{NextHeader: layers.IPProtocolUDP, MoreFragments: true}
 )
 
 // rig is a program that is loaded but attached to nothing, and runs on frames
@@ -53,18 +55,12 @@ type rig struct {
 func newRig(t testing.TB, port uint16) *rig {
 	t.Helper()
 	ns, index := interfaceWithQueues(t, 2)
-	spec, err := steerSpec(port, 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &Program{queues: 2}
-	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
+	p := &Program{}
+	p.queues = 2
+	if err := p.load(port); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.objs.Close() })
-	if p.names, err = verdictNames(p.objs.ShuntSteer); err != nil {
-		t.Fatal(err)
-	}
 	return &rig{p, ns, index}
 }
 
@@ -73,7 +69,8 @@ func program(t testing.TB) *rig {
 	t.Helper()
 	p := newRig(t, 0)
 	for _, err := range []error{
-		p.AddVTEP(vtep4), p.AddVTEP(vtep6), p.AddVNI(knownVNI, 0), p.AddVNI(workerVNI, worker), p.AddMAC(guestMAC, 0),
+		p.AddVTEP(vtep4), p.AddVTEP(vtep6), p.AddVNI(knownVNI, 0), p.AddVNI(workerVNI, worker), p.AddMAC(guestMAC, []int{0}),
+		p.AddStation(knownVNI, stationMAC, []int{0, worker}),
 		p.AddSocket(queue, 0, xdpSocket(t)), p.AddSocket(queue, worker, xdpSocket(t)),
 	} {
 		if err != nil {
@@ -173,6 +170,10 @@ func frames(t testing.TB) map[string]struct {
 	}
 	add("vxlan over IPv4", "redirect", e4, ipv4(vtep4), udp(4789), vxlan(knownVNI), inner)
 	add("vxlan over IPv6", "redirect", e6, ipv6(vtep6), udp(4789), vxlan(knownVNI), inner)
+	add("vxlan to a station", "redirect-station", e4, ipv4(vtep4), udp(4789), vxlan(knownVNI), toStation)
+	add("vxlan over IPv6 to a station", "redirect-station", e6, ipv6(vtep6), udp(4789), vxlan(knownVNI), toStation)
+	add("the station's MAC in another network", "redirect", e4, ipv4(vtep4), udp(4789), vxlan(workerVNI), toStation)
+	add("the station's MAC in an unknown network", "pass-unknown-vni", e4, ipv4(vtep4), udp(4789), vxlan(otherVNI), toStation)
 	add("vxlan of another worker", "redirect", e4, ipv4(vtep4), udp(4789), vxlan(workerVNI), inner)
 	add("vxlan behind IPv4 options", "redirect", e4,
 		with(ipv4(vtep4), func(ip *layers.IPv4) { ip.Options = options }), udp(4789), vxlan(knownVNI), inner)
@@ -225,7 +226,7 @@ func frames(t testing.TB) map[string]struct {
 
 func action(verdict string) uint32 {
 	switch verdict {
-	case "redirect", "redirect-flat":
+	case "redirect", "redirect-station", "redirect-flat":
 		return xdpRedirect
 	case "drop-no-socket":
 		return xdpDrop
@@ -243,7 +244,7 @@ func TestVerdicts(t *testing.T) {
 			}
 			// The same on a queue without sockets.
 			want := c.verdict
-			if want == "redirect" {
+			if action(want) == xdpRedirect {
 				want = "drop-no-socket"
 			}
 			if got, verdict := p.run(t, prog, c.frame, emptyQueue); verdict != want || got != action(want) {
@@ -298,8 +299,11 @@ func TestTruncatedFrames(t *testing.T) {
 		for n := 14; n < len(c.frame); n++ { // the kernel runs nothing shorter
 			got, verdict := p.run(t, p.objs.ShuntSteer, c.frame[:n], queue)
 			want := c.verdict
-			if n < judgedAt(c.frame) {
+			switch at := judgedAt(c.frame); {
+			case n < at:
 				want = "pass-truncated"
+			case n < at+6 && want == "redirect-station": // its inner destination is cut off
+				want = "redirect"
 			}
 			if verdict != want || got != action(want) {
 				t.Errorf("%s, %d of %d bytes: action %d, verdict %s, want %s", name, n, len(c.frame), got, verdict, want)
@@ -367,8 +371,12 @@ func TestTablesRefuse(t *testing.T) {
 	for name, err := range map[string]error{
 		"VNI of 25 bits":      p.AddVNI(1<<24, 0),
 		"negative worker":     p.AddVNI(1, -1),
-		"worker beyond":       p.AddMAC(guestMAC, MaxWorkers),
-		"multicast MAC":       p.AddMAC([6]byte{1}, 0),
+		"worker beyond":       p.AddMAC(guestMAC, []int{MaxWorkers}),
+		"multicast MAC":       p.AddMAC([6]byte{1}, []int{0}),
+		"no workers":          p.AddMAC(guestMAC, nil),
+		"nine workers":        p.AddStation(knownVNI, guestMAC, make([]int, MaxSpread+1)),
+		"multicast station":   p.AddStation(knownVNI, [6]byte{1}, []int{0}),
+		"unknown network":     p.AddStation(otherVNI, guestMAC, []int{0}),
 		"no address":          p.AddVTEP(netip.Addr{}),
 		"multicast address":   p.AddVTEP(netip.MustParseAddr("239.1.1.1")),
 		"address with zone":   p.AddVTEP(netip.MustParseAddr("fe80::1%eth0")),
@@ -416,7 +424,7 @@ func TestPortIsAConstantOfTheProgram(t *testing.T) {
 // The names userspace shows are those of the program's source.
 func TestVerdictNames(t *testing.T) {
 	p := program(t)
-	want := []string{"redirect", "redirect-flat", "drop-no-socket", "pass-truncated", "pass-tagged", "pass-not-ip",
+	want := []string{"redirect", "redirect-station", "redirect-flat", "drop-no-socket", "pass-truncated", "pass-tagged", "pass-not-ip",
 		"pass-not-vxlan", "pass-fragment", "pass-other-address", "pass-unknown-vni"}
 	if diff := cmp.Diff(want, p.names); diff != "" {
 		t.Error(diff)
@@ -425,7 +433,7 @@ func TestVerdictNames(t *testing.T) {
 
 func BenchmarkVerdict(b *testing.B) {
 	p := program(b)
-	for _, name := range []string{"vxlan over IPv4", "vxlan over IPv6", "IPv4 unknown VNI", "TCP", "ARP"} {
+	for _, name := range []string{"vxlan to a station", "vxlan over IPv4", "vxlan over IPv6", "IPv4 unknown VNI", "TCP", "ARP"} {
 		b.Run(name, func(b *testing.B) {
 			frame := frames(b)[name].frame
 			md := xdpMd{DataEnd: uint32(len(frame)), IngressIfindex: p.index, RxQueueIndex: queue}

@@ -10,9 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The program takes a frame when its outer destination is a VTEP, its VNI a
-// network, and a socket stands at its queue and the network's worker. A change
-// holds from the next frame on.
+// The program takes a frame when its outer destination is a VTEP and its VNI a
+// network, and gives it to the socket at its queue and the worker of its station,
+// or else of the network. A change holds from the next frame on; one that changes
+// workers leaves no moment without any.
+
+// MaxSpread is how many workers can share a station.
+const MaxSpread = 8
 
 // AddVTEP makes frames to addr ours, if their VNI is known.
 func (p *Program) AddVTEP(addr netip.Addr) error {
@@ -51,8 +55,8 @@ func (p *Program) vtep(addr netip.Addr) (*ebpf.Map, []byte, error) {
 	return p.objs.Vteps6, addr.AsSlice(), nil
 }
 
-// AddVNI makes a network known, and gives its frames to worker's sockets. To
-// add it again changes the worker.
+// AddVNI makes a network known, and gives frames to none of its stations to
+// worker's sockets. To add it again changes the worker.
 func (p *Program) AddVNI(vni uint32, worker int) error {
 	if err := CheckVNI(vni); err != nil {
 		return err
@@ -60,7 +64,13 @@ func (p *Program) AddVNI(vni uint32, worker int) error {
 	if err := checkWorker(worker); err != nil {
 		return err
 	}
-	return p.put(p.objs.Networks, vniKey(vni), uint32(worker))
+	if err := p.put(p.objs.Networks, vniKey(vni), uint32(worker)); err != nil {
+		return err
+	}
+	if p.stations[vni] == nil {
+		p.stations[vni] = map[[6]byte]bool{}
+	}
+	return nil
 }
 
 // CheckVNI says whether vni fits 24 bits.
@@ -71,8 +81,70 @@ func CheckVNI(vni uint32) error {
 	return nil
 }
 
-// RemoveVNI leaves the network's frames to the kernel.
-func (p *Program) RemoveVNI(vni uint32) error { return p.remove(p.objs.Networks, vniKey(vni)) }
+// RemoveVNI leaves the network's frames to the kernel, those to its stations
+// first, which are forgotten.
+func (p *Program) RemoveVNI(vni uint32) error {
+	for mac := range p.stations[vni] {
+		if err := p.RemoveStation(vni, mac); err != nil {
+			return err
+		}
+	}
+	delete(p.stations, vni)
+	return p.remove(p.objs.Networks, vniKey(vni))
+}
+
+// AddStation gives frames of a network, which was added before, to a guest's
+// unicast MAC to the sockets of up to MaxSpread workers: all frames of a flow to
+// those of one. To add it again changes the workers, and with them
+// which flow goes to which.
+func (p *Program) AddStation(vni uint32, mac [6]byte, workers []int) error {
+	if p.stations[vni] == nil {
+		return fmt.Errorf("%w: station %s is in VNI %d, which is not known: add that first", ErrInvalid, net.HardwareAddr(mac[:]), vni)
+	}
+	value, err := share(mac, workers)
+	if err != nil {
+		return err
+	}
+	if err := p.put(p.objs.Stations, stationKey(vni, mac), value); err != nil {
+		return err
+	}
+	p.stations[vni][mac] = true
+	return nil
+}
+
+// RemoveStation leaves frames to mac to the network's worker.
+func (p *Program) RemoveStation(vni uint32, mac [6]byte) error {
+	if err := p.remove(p.objs.Stations, stationKey(vni, mac)); err != nil {
+		return err
+	}
+	delete(p.stations[vni], mac)
+	return nil
+}
+
+// stationKey is struct station.
+func stationKey(vni uint32, mac [6]byte) []byte {
+	return append(append(vniKey(vni), mac[:]...), 0, 0)
+}
+
+// share makes the entry of a station. Slots beyond the workers repeat them; see
+// struct workers.
+func share(mac [6]byte, workers []int) (*steerWorkers, error) {
+	if mac[0]&1 != 0 {
+		return nil, fmt.Errorf("%w: MAC %s is not unicast", ErrInvalid, net.HardwareAddr(mac[:]))
+	}
+	if len(workers) == 0 || len(workers) > MaxSpread {
+		return nil, fmt.Errorf("%w: %d workers cannot share a station, give 1 to %d", ErrInvalid, len(workers), MaxSpread)
+	}
+	s := &steerWorkers{N: uint32(len(workers))}
+	for i := range s.Worker {
+		worker := workers[i%len(workers)]
+		if err := checkWorker(worker); err != nil {
+			return nil, err
+		}
+		s.Worker[i] = uint8(worker)
+	}
+	return s, nil
+}
 
 // SetFlat says whether the uplink carries a flat network, whose frames are
 // steered by destination MAC. Off, which is how it begins, the MACs have no
@@ -84,16 +156,14 @@ func (p *Program) SetFlat(on bool) error {
 	return nil
 }
 
-// AddMAC makes untagged frames to a unicast MAC ours, and gives them to worker's
-// sockets. To add it again changes the worker.
-func (p *Program) AddMAC(mac [6]byte, worker int) error {
-	if mac[0]&1 != 0 {
-		return fmt.Errorf("%w: MAC %s is not unicast", ErrInvalid, net.HardwareAddr(mac[:]))
-	}
-	if err := checkWorker(worker); err != nil {
+// AddMAC makes untagged frames to a unicast MAC ours, and gives them to workers
+// as AddStation does.
+func (p *Program) AddMAC(mac [6]byte, workers []int) error {
+	value, err := share(mac, workers)
+	if err != nil {
 		return err
 	}
-	return p.put(p.objs.Macs, mac[:], uint32(worker))
+	return p.put(p.objs.Macs, mac[:], value)
 }
 
 // RemoveMAC leaves frames to mac to the kernel.
@@ -102,14 +172,10 @@ func (p *Program) RemoveMAC(mac [6]byte) error { return p.remove(p.objs.Macs, ma
 // AddSocket puts an AF_XDP socket, bound to this uplink and queue, where the
 // frames of queue and worker go. The kernel removes it when it is closed.
 func (p *Program) AddSocket(queue, worker, fd int) error {
-	if queue < 0 || queue >= p.queues {
-		return fmt.Errorf("%w: queue %d is none of the %d the program was loaded for", ErrInvalid, queue, p.queues)
-	}
 	if err := checkWorker(worker); err != nil {
 		return err
 	}
-	err := p.objs.Xsks.Put(uint32(queue*MaxWorkers+worker), uint32(fd))
-	return Explain(fmt.Sprintf("give queue %d its socket", queue), err)
+	return p.addSocket(queue, worker, fd)
 }
 
 func checkWorker(worker int) error {

@@ -22,17 +22,24 @@ const childEnv = "SHUNT_BPF_TEST_OWNER"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
-		os.Exit(own())
+		os.Exit(own(os.Getenv(childEnv)))
 	}
 	os.Exit(m.Run())
 }
 
-// own attaches to up0, makes knownVNI ours, says so, and ends cleanly when its
-// standard input does.
-func own() int {
-	p, err := Attach(Options{Interface: "up0"})
-	if err == nil {
-		err = errors.Join(p.AddVTEP(vtep4), p.AddVNI(knownVNI, 0), p.Settle())
+// own attaches to up0, as an uplink makes knownVNI ours, says so, and ends cleanly
+// when its standard input does.
+func own(kind string) int {
+	var p io.Closer
+	var err error
+	if kind == "port" {
+		p, err = AttachPort(Options{Interface: "up0"})
+	} else {
+		var u *Program
+		if u, err = Attach(Options{Interface: "up0"}); err == nil {
+			err = errors.Join(u.AddVTEP(vtep4), u.AddVNI(knownVNI, 0), u.AddStation(knownVNI, guestMAC, []int{1}), u.Settle())
+		}
+		p = u
 	}
 	if err != nil {
 		fmt.Printf("%v, permission %v\n", err, errors.Is(err, ErrPermission))
@@ -57,7 +64,12 @@ type ownerProcess struct {
 func (l *lab) startOwner(t *testing.T) (*ownerProcess, string) {
 	t.Helper()
 	cmd := l.host.Command(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), childEnv+"=uplink")
+	return startCommand(t, cmd)
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) (*ownerProcess, string) {
+	t.Helper()
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -313,7 +325,7 @@ func TestWithoutPrivileges(t *testing.T) {
 	l := newLab(t, 1500)
 	need.Program(t, "setpriv")
 	cmd := l.host.Command(t.Context(), "setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), childEnv+"=uplink")
 	out, err := cmd.Output()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || !strings.Contains(string(out), "run as root") || !strings.Contains(string(out), "permission true") {
@@ -325,7 +337,7 @@ func TestWithoutPrivileges(t *testing.T) {
 func TestMountsTheBPFFileSystem(t *testing.T) {
 	l := newLab(t, 1500)
 	cmd := l.host.Command(t.Context(), "sh", "-c", `umount /sys/fs/bpf && "$0" && stat -f -c %T /sys/fs/bpf`, os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), childEnv+"=uplink")
 	out, err := cmd.CombinedOutput() // without input, so the owner ends at once
 	if want := "attached\nbpf_fs\n"; err != nil || string(out) != want {
 		t.Errorf("the owner said %q, %v, want %q", out, err, want)

@@ -92,7 +92,7 @@ func (u *uplink) addMAC(mac config.MAC) error {
 			return err
 		}
 	}
-	err := u.program.AddMAC(mac, 0)
+	err := u.program.AddMAC(mac, []int{0})
 	if err != nil {
 		err = errors.Join(err, u.removeMAC(mac))
 	}
