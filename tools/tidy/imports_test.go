@@ -25,19 +25,21 @@ var below = map[string][]string{
 	"dataplane":           {"dataplane/frame"},
 	"dataplane/xsk":       {"dataplane"},
 	"dataplane/packet":    {"dataplane"},
-	"dataplane/vnet":      {"dataplane", "dataplane/vhostuser", "dataplane/wire"},
+	"dataplane/offload":   {"dataplane", "dataplane/wire"},
+	"dataplane/vnet":      {"dataplane/offload", "dataplane/vhostuser"},
 
-	"vxlan": {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
-	"blk":   {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
-	"rdma":  {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
+	"vxlan":     {"vxlan/acl", "dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
+	"vxlan/acl": {}, // rules and tuples: no frame
+	"blk":       {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
+	"rdma":      {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
 
 	"bpf":     {},
 	"pinning": {},
 	"bench":   {"vxlan", "blk", "rdma", "bpf", "pinning"},
 
 	"tools":            {"bench", "tools/control", "tools/shuntd", "tools/lab/netlab"},
-	"tools/control":    {}, // knows no packet
-	"tools/need":       {}, // of tests
+	"tools/control":    {"vxlan/acl"}, // knows no packet
+	"tools/need":       {},            // of tests
 	"tools/lab/netlab": {},
 	"tools/shuntbpf":   {"bpf"},
 	"tools/shuntctl":   {"tools/control"},
@@ -122,7 +124,8 @@ func TestImportDirectionRule(t *testing.T) {
 		{"dataplane/new/a.go", "package p\n", "no place"},
 		{"other/a.go", "package p\n", "no place"},
 		{"vxlan/a.go", ours("dataplane/shm"), ""},
-		{"vxlan/acl/a.go", ours("vxlan"), ""},
+		{"vxlan/underlay/a.go", ours("vxlan"), ""},
+		{"vxlan/acl/a.go", ours("vxlan"), "does not stand on"},
 		{"vxlan/a.go", ours("blk"), "does not stand on"},
 		{"vxlan/a.go", ours("dataplane/vnet/vnettest"), "is for tests"},
 		{"bench/a.go", ours("dataplane/vnet/vnettest"), ""},
