@@ -25,6 +25,7 @@ var below = map[string][]string{
 	"dataplane":           {"dataplane/frame"},
 	"dataplane/xsk":       {"dataplane"},
 	"dataplane/packet":    {"dataplane"},
+	"dataplane/filter":    {"dataplane/wire"},
 	"dataplane/offload":   {"dataplane", "dataplane/wire"},
 	"dataplane/vnet":      {"dataplane/offload", "dataplane/vhostuser"},
 
@@ -43,7 +44,7 @@ var below = map[string][]string{
 	"tools/lab/netlab": {},
 	"tools/shuntbpf":   {"bpf"},
 	"tools/shuntctl":   {"tools/control"},
-	"tools/shuntd":     {"tools/control", "vxlan", "blk", "rdma", "dataplane/packet", "bpf", "pinning"},
+	"tools/shuntd":     {"tools/control", "vxlan", "blk", "rdma", "dataplane/packet", "dataplane/filter", "bpf", "pinning"},
 }
 
 // outside says which parts alone may import a module that is not ours. A packet
