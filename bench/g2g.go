@@ -216,13 +216,14 @@ const experimental = 0x88b5
 
 // network makes a switch with one network and the links as its ports, as a daemon would: what they send is judged by its source.
 func (e *engine) network(links [2]*dataplane.Link) (*vxlan.Switch, error) {
-	fabric := vxlan.NewSwitch(e.worker, vxlan.Options{})
+	fabric := vxlan.NewSwitch([]*dataplane.Worker{e.worker}, vxlan.Options{})
 	if err := fabric.SetNetwork(vxlan.Network{Name: "net"}); err != nil {
 		return nil, err
 	}
 	for i, l := range links {
 		l.Name = fmt.Sprintf("guest%d", i)
-		if err := fabric.AttachPort(l, vxlan.Port{Name: l.Name, Network: "net", MAC: stationMAC(i), AntiSpoof: true}); err != nil {
+		guest := vxlan.Port{Name: l.Name, Network: "net", MAC: stationMAC(i), AntiSpoof: true}
+		if err := fabric.AttachPort(guest, []*dataplane.Link{l}); err != nil {
 			return nil, err
 		}
 	}

@@ -54,7 +54,7 @@ func NewGuestToWire(o GuestToWireOptions) (_ *GuestToWire, err error) {
 			err = errors.Join(err, g.Close())
 		}
 	}()
-	g.fabric = vxlan.NewSwitch(g.engine.worker, vxlan.Options{})
+	g.fabric = vxlan.NewSwitch([]*dataplane.Worker{g.engine.worker}, vxlan.Options{})
 	if err = g.openUplink(o); err != nil {
 		return nil, err
 	}
@@ -94,9 +94,10 @@ func (g *GuestToWire) openUplink(o GuestToWireOptions) error {
 		return errors.Join(err, socket.Close())
 	}
 	g.uplink.Port = g.port
-	err = g.fabric.AddUplink(g.uplink, vxlan.Uplink{Name: "uplink", Resolver: &vxlan.Fixed{
+	links := []*dataplane.Link{g.uplink}
+	err = g.fabric.AddUplink(vxlan.Uplink{Name: "uplink", Resolver: &vxlan.Fixed{
 		End: vxlan.Local{Address: localVTEP, MAC: uplinkMAC, MTU: device.MTU}, Gateway: remoteMAC,
-	}})
+	}}, links, links)
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,8 @@ func (g *GuestToWire) openGuest(o GuestToWireOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := g.fabric.AttachPort(link, vxlan.Port{Name: link.Name, Network: "net", MAC: guestMAC, IPs: []netip.Addr{guestIP}, AntiSpoof: true}); err != nil {
+	guest := vxlan.Port{Name: link.Name, Network: "net", MAC: guestMAC, IPs: []netip.Addr{guestIP}, AntiSpoof: true}
+	if err := g.fabric.AttachPort(guest, []*dataplane.Link{link}); err != nil {
 		return err
 	}
 	g.engine.add(link)

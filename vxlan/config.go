@@ -107,8 +107,6 @@ type Port struct {
 	AntiSpoof bool
 	// LearnLimit bounds the entries learned from the port, if it has no AntiSpoof. Zero: 64.
 	LearnLimit int
-	// PartialChecksums says that the guest takes frames whose checksum their sender left open; else they are completed.
-	PartialChecksums bool
 }
 
 // Lengths of the outer headers in front of an inner frame.

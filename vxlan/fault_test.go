@@ -69,7 +69,7 @@ func TestFaultLosesNoFrame(t *testing.T) {
 			l.attach(Port{Name: "b", Network: "blue", MAC: mac2})
 			p := &truncated{Port: dataplanetest.Port{Counters: new(dataplane.Counters)}, body: [][]byte{gone[:500]}, left: dataplane.Quantum, make: c.make}
 			link := &dataplane.Link{Name: "a", Port: p, Counters: p.Counters}
-			l.must(l.sw.AttachPort(link, Port{Name: "a", Network: "blue", MAC: mac1, AntiSpoof: true}))
+			l.must(l.sw.AttachPort(Port{Name: "a", Network: "blue", MAC: mac1, AntiSpoof: true}, []*dataplane.Link{link}))
 			l.worker.Do(func() { l.worker.Add(link) })
 			l.worker.Round()
 			if l.worker.Stats().Faults.Load() == 0 {

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -63,13 +64,27 @@ func (s *Switch) FDB() []FDBEntry {
 	return all
 }
 
-// learnedIn reads what the worker has learned in a network: it is copied on the worker into memory allocated here.
+// learnedIn reads what the workers have learned in a network. What several know is given once, as the one knows it that saw it last.
 func (s *Switch) learnedIn(n *networkRecord) []FDBEntry {
+	newest := map[wire.MAC]FDBEntry{}
+	for i := range s.lanes {
+		for _, e := range s.learnedBy(i, n) {
+			if other, ok := newest[e.MAC]; !ok || e.Age < other.Age {
+				newest[e.MAC] = e
+			}
+		}
+	}
+	return slices.Collect(maps.Values(newest))
+}
+
+// learnedBy reads what one worker has learned in a network: it is copied on the worker into memory allocated here.
+func (s *Switch) learnedBy(lane int, n *networkRecord) []FDBEntry {
+	w, learned := s.lanes[lane].worker, n.learned[lane]
 	var tick uint32
-	copied := make([]slot, len(n.learned.slots)) // only the control side makes it another length
-	s.worker.Do(func() {
-		tick = uint32(s.worker.Now() >> tickShift)
-		copy(copied, n.learned.slots)
+	copied := make([]slot, len(learned.slots)) // only the control side makes it another length
+	w.Do(func() {
+		tick = s.tickOf(w)
+		copy(copied, learned.slots)
 	})
 	names := make(map[int]string, len(s.ports))
 	for name, p := range s.ports {
@@ -78,10 +93,11 @@ func (s *Switch) learnedIn(n *networkRecord) []FDBEntry {
 	var all []FDBEntry
 	for _, l := range copied {
 		mac := wire.MAC(l.key &^ occupied)
-		if l.key == 0 || tick-l.seen > n.learned.age || n.static.place(mac) != nowhere {
+		if l.key == 0 || learned.over(l.seen, tick) || n.static.place(mac) != nowhere {
 			continue
 		}
-		e := FDBEntry{Network: n.config.Name, MAC: mac, Kind: KindLearned, Age: time.Duration(tick-l.seen) << tickShift}
+		idle := max(0, int32(tick-l.seen))
+		e := FDBEntry{Network: n.config.Name, MAC: mac, Kind: KindLearned, Age: time.Duration(idle) << tickShift}
 		if l.at.isPort() {
 			e.Port = names[int(l.at)]
 		} else {

@@ -3,70 +3,97 @@ package vxlan
 import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/wire"
 )
 
-// flooded sends a frame to everybody who may want it: the network's other ports, and, if it came from a guest (source is not
+// flood sends a frame to everybody who may want it: the network's other ports, and, if it came from a guest (source is not
 // nil), the VTEPs of the flood list or the flat network's wire. Each gets a clone, the last one the frame itself. Unknown unicast
 // goes only to those ports that may use addresses nobody told us.
 //
-// The frame stays in its slot of the vector until it goes itself: passing on a clone may push out a full vector, which may fault.
-func (nw *network) flooded(w *dataplane.Worker, from *dataplane.Link, source *port, in **frame.Frame, v verdict) {
+// The frame stays in its slot of the vector until it goes itself: passing on a clone may push out a full vector, which may fault. What reads its
+// body is done once, before.
+func (l *lane) flood(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
 	f := *in
+	if f.GSO.Type != frame.GSONone {
+		l.floodSegments(from, nw, source, in, known)
+		return
+	}
+	if f.Checksum.Needed && !complete(f) {
+		l.drop(from, in, DropHeadTooShort)
+		return
+	}
+	c := copies{lane: l, from: from, frame: f}
+	if source != nil && len(nw.flood) > 0 && nw.flood[0].checksum {
+		c.sum = wire.SumPieces(0, f.Head(), f.Body())
+	}
+	c.ports(nw, source, known)
+	if source != nil && nw.uplink != nil {
+		c.uplink(nw)
+	}
+	if c.last.link == nil {
+		l.drop(from, in, DropNoDestination)
+		return
+	}
+	*in = nil
+	l.out(from, f, c.last, c.sum)
+}
+
+// copies are those of one frame.
+type copies struct {
+	lane  *lane
+	from  *dataplane.Link
+	frame *frame.Frame
+	sum   uint16
+	last  exit // found last: it waits until it is known whether another one follows
+}
+
+func (c *copies) ports(nw *network, source *port, known place) {
 	ports := nw.members
-	if v.to == nowhere {
+	if known == nowhere {
 		ports = nw.strangers
 	}
-	// The destination found last waits in toPort, toTunnel or toWire until it is known whether another one follows.
-	var toPort *port
-	var toTunnel *tunnel
-	toWire := false
 	for _, p := range ports {
-		if p == source {
-			continue
+		if p != source {
+			c.to(c.lane.toPort(p, c.frame))
 		}
-		if toPort != nil {
-			if g := clone(w, from, f); g != nil {
-				w.Send(toPort.link, g)
-			}
-		}
-		toPort = p
-	}
-	if source != nil && nw.uplink != nil {
-		if toPort != nil && (nw.flat || len(nw.flood) > 0) {
-			if g := clone(w, from, f); g != nil {
-				w.Send(toPort.link, g)
-			}
-			toPort = nil
-		}
-		toWire = nw.flat
-		for _, t := range nw.flood {
-			if toTunnel != nil {
-				if g := clone(w, from, f); g != nil {
-					nw.tunnelled(w, from, g, toTunnel, v.sum)
-				}
-			}
-			toTunnel = t
-		}
-	}
-
-	*in = nil
-	switch {
-	case toPort != nil:
-		w.Send(toPort.link, f)
-	case toTunnel != nil:
-		nw.tunnelled(w, from, f, toTunnel, v.sum)
-	case toWire:
-		w.Send(nw.uplink.link, f)
-	default:
-		w.Drop(from, f, DropNoDestination)
 	}
 }
 
-// clone copies a frame; nil, counted, if none is free.
-func clone(w *dataplane.Worker, from *dataplane.Link, f *frame.Frame) *frame.Frame {
-	g := w.Clone(f)
-	if g == nil {
-		from.Counters.Drop(DropNoClone, 1)
+func (c *copies) uplink(nw *network) {
+	if nw.flat {
+		c.to(c.lane.toWire(nw.uplink, c.frame))
+		return
 	}
-	return g
+	for _, t := range nw.flood {
+		c.to(c.lane.toVTEP(nw, t, c.frame))
+	}
+}
+
+// to sends a clone to the exit found before this one; counted, if no frame is free.
+func (c *copies) to(e exit) {
+	if c.last.link != nil {
+		if g := c.lane.worker.Clone(c.frame); g != nil {
+			c.lane.out(c.from, g, c.last, c.sum)
+		} else {
+			c.from.Counters.Drop(DropNoClone, 1)
+		}
+	}
+	c.last = e
+}
+
+// floodSegments cuts a packet that is longer than its path once for all who get it. Its segments are in no vector, so the lane holds the one under way.
+func (l *lane) floodSegments(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
+	if why, ok := l.segmenter.Start(*in); !ok {
+		l.drop(from, in, why)
+		return
+	}
+	for {
+		g, ok := l.segmenter.Next(l.worker.Pool())
+		if !ok {
+			break
+		}
+		l.held, l.heldFrom = g, from
+		l.flood(from, nw, source, &l.held, known)
+	}
+	l.spend(from, in)
 }

@@ -100,17 +100,18 @@ func (s *Switch) sweep() {
 		return // and let the worker sleep
 	}
 	var tick uint32
-	s.worker.Do(func() { tick = uint32(s.worker.Now() >> tickShift) })
+	w := s.lanes[0].worker
+	w.Do(func() { tick = s.tickOf(w) })
 	s.forgetVTEPs(tick)
 }
 
 // forgetVTEPs is sweep at a given time. Every learned entry that leads to a VTEP was seen no later than the VTEP itself, so all those of a
-// silent one have expired, and its index may mean another VTEP soon. But the worker goes on learning until it has seen the
+// silent one have expired, and its index may mean another VTEP soon. But workers go on learning until they have seen the
 // snapshot without the VTEP: one that spoke meanwhile stays.
 func (s *Switch) forgetVTEPs(tick uint32) {
 	if silent := s.hideSilent(tick); len(silent) > 0 {
 		s.publish()
-		s.worker.Do(func() {})
+		s.grace()
 		s.removeSilent(silent)
 	}
 }
@@ -119,12 +120,12 @@ func (s *Switch) forgetVTEPs(tick uint32) {
 func (s *Switch) hideSilent(tick uint32) map[int]uint32 {
 	var age uint32
 	for _, n := range s.networks {
-		age = max(age, n.learned.age)
+		age = max(age, n.learned[0].age)
 	}
 	silent := map[int]uint32{}
 	for i := range s.vteps.records {
 		r := &s.vteps.records[i]
-		if seen := s.vtepSeen[i].Load(); r.uplink != "" && !r.configured && tick-seen > age {
+		if seen := s.vtepSeen[i].Load(); r.uplink != "" && !r.configured && int32(tick-seen) > int32(age) {
 			silent[i] = seen
 			r.leaving = true
 		}
@@ -132,7 +133,7 @@ func (s *Switch) hideSilent(tick uint32) map[int]uint32 {
 	return silent
 }
 
-// removeSilent frees the indices of those that are silent still, after the worker has passed a grace point.
+// removeSilent frees the indices of those that are silent still, after the workers have passed a grace point.
 func (s *Switch) removeSilent(silent map[int]uint32) {
 	stays := false
 	for i, seen := range silent {

@@ -5,10 +5,11 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/offload"
 	"github.com/shuntio/shunt/dataplane/wire"
 )
 
-// guestPort is the forwarder of a guest's link.
+// guestPort is the forwarder of a guest's links.
 type guestPort struct {
 	sw   *Switch
 	slot int
@@ -19,30 +20,25 @@ type guestPort struct {
 // A frame stays in its slot of the vector until everything that reads borrowed memory is done, since that may fault; what is still
 // in the vector then is not lost.
 func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []*frame.Frame) {
-	now := g.sw.current.Load()
-	p := now.ports[g.slot]
+	l := g.sw.begin(w)
+	p := l.now.ports[g.slot]
 	if p == nil {
 		dropAll(w, from, frames)
 		return
 	}
-	tick := uint32(w.Now() >> tickShift)
 	for i, f := range frames {
-		v := p.decide(now, f, tick, g.sw.seed)
+		v := p.decide(l, f)
 		switch {
 		case v.to.isPort():
-			frames[i] = nil
-			w.Send(now.ports[v.to].link, f)
+			l.deliver(from, &frames[i], l.toPort(l.now.ports[v.to], f))
 		case v.to.isVTEP():
-			frames[i] = nil
-			p.network.tunnelled(w, from, f, now.vteps[v.to.vtep()], v.sum)
+			l.deliver(from, &frames[i], l.toVTEP(p.network, l.now.vteps[v.to.vtep()], f))
 		case v.to == atUplink:
-			frames[i] = nil
-			w.Send(p.network.uplink.link, f)
+			l.deliver(from, &frames[i], l.toWire(p.network.uplink, f))
 		case v.to == dropped:
-			frames[i] = nil
-			w.Drop(from, f, v.why)
+			l.drop(from, &frames[i], v.why)
 		default: // everywhere or nowhere
-			p.network.flooded(w, from, p, &frames[i], v)
+			l.flood(from, p.network, p, &frames[i], v.to)
 		}
 	}
 }
@@ -50,61 +46,34 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 // verdict is what was decided of a frame.
 type verdict struct {
 	to  place
-	sum uint16           // of the frame's bytes, if the way needs it
 	why dataplane.Reason // if dropped
 }
 
 func drop(why dataplane.Reason) verdict { return verdict{to: dropped, why: why} }
 
-// decide judges a frame, looks up its destination, and makes it ready to go there.
-func (p *port) decide(now *snapshot, f *frame.Frame, tick uint32, seed uint64) verdict {
+// decide judges a frame and looks up its destination.
+func (p *port) decide(l *lane, f *frame.Frame) verdict {
 	head := f.Head()
 	if len(head) < wire.EthernetLen {
 		return drop(DropMalformed)
 	}
-	if why, ok := p.judge(head, f.Len(), tick); !ok {
+	if why, ok := p.judge(l, f); !ok {
 		return drop(why)
 	}
 	nw := p.network
-	to := nw.lookup(now, wire.Ethernet(head).Destination(), tick)
+	to := nw.lookup(l, wire.Ethernet(head).Destination())
 	switch {
-	case to.isPort():
-		if to == atPort(p.slot) {
-			return drop(DropHairpin)
-		}
-		if f.Checksum.Needed && !now.ports[to].partial && !complete(f) {
-			return drop(DropHeadTooShort)
-		}
-		return verdict{to: to}
+	case to == atPort(p.slot):
+		return drop(DropHairpin)
 	case to == nowhere && nw.flat && nw.uplink != nil && len(nw.strangers) == 0:
 		to = atUplink // the only one to flood to
 	}
-	if f.Checksum.Needed && !complete(f) {
-		return drop(DropHeadTooShort)
-	}
-	v := verdict{to: to}
-	if nw.uplink == nil || nw.flat {
-		return v
-	}
-	if f.Hash == 0 {
-		f.Hash = wire.FlowHash(head, seed)
-	}
-	if nw.checksum {
-		v.sum = wire.SumPieces(0, head, f.Body())
-	}
-	return v
-}
-
-// complete fills in a checksum that the sender left open.
-func complete(f *frame.Frame) bool {
-	ok := wire.Complete(f.Head(), f.Body(), f.Checksum.Start, f.Checksum.Offset)
-	f.Checksum.Needed = false
-	return ok
+	return verdict{to: to}
 }
 
 // judge tells whether the port may send the frame, and learns its source.
-func (p *port) judge(head []byte, length int, tick uint32) (dataplane.Reason, bool) {
-	nw := p.network
+func (p *port) judge(l *lane, f *frame.Frame) (dataplane.Reason, bool) {
+	head, nw := f.Head(), p.network
 	if source := wire.Ethernet(head).Source(); source != p.mac {
 		if p.antiSpoof {
 			return DropSpoofedMAC, false
@@ -112,21 +81,30 @@ func (p *port) judge(head []byte, length int, tick uint32) (dataplane.Reason, bo
 		if source.IsMulticast() {
 			return DropMalformed, false
 		}
-		nw.learn(source, atPort(p.slot), tick, p.ring)
+		nw.learn(l, source, atPort(p.slot), p.rings[l.number])
 	}
 	if p.antiSpoof {
-		if why, bad := p.spoofed(head, length == len(head)); bad {
+		if why, bad := p.spoofed(head, f.Len() == len(head)); bad {
 			return why, false
 		}
+	}
+	return nw.admits(f)
+}
+
+// admits tells whether a frame may be in the network at all. Of a packet that is to be cut its segments are judged.
+func (nw *network) admits(f *frame.Frame) (dataplane.Reason, bool) {
+	length := f.Len()
+	if f.GSO.Type != frame.GSONone {
+		longest, why, ok := offload.Check(f)
+		if !ok {
+			return why, false
+		}
+		length = longest
 	}
 	if length <= nw.maxFrame && !nw.dropTagged {
 		return 0, true
 	}
-	return nw.admits(head, length)
-}
-
-// admits tells whether a frame may be in the network at all.
-func (nw *network) admits(head []byte, length int) (dataplane.Reason, bool) {
+	head := f.Head()
 	if length > nw.maxFrame && length > nw.maxFrame+wire.VLANLen*tags(head) {
 		return DropOverMTU, false
 	}
@@ -148,38 +126,37 @@ func tags(head []byte) (n int) {
 }
 
 // lookup finds the place of a destination.
-func (nw *network) lookup(now *snapshot, mac wire.MAC, tick uint32) place {
+func (nw *network) lookup(l *lane, mac wire.MAC) place {
 	if mac.IsMulticast() {
 		return everywhere
 	}
 	if at := nw.static.place(mac); at != nowhere {
 		return at
 	}
-	at := nw.learned.place(mac, tick)
-	if at.isPort() && now.ports[at] == nil {
-		return nowhere // the port has just left, and its entries are about to
+	at := nw.learned[l.number].place(mac, l.tick)
+	switch {
+	case at.isPort():
+		if p := l.now.ports[at]; p == nil || p.network != nw {
+			return nowhere // the port has just left, and its entries are about to
+		}
+	case at.isVTEP() && l.now.vteps[at.vtep()] == nil:
+		return nowhere
 	}
 	return at
 }
 
 // learn enters the source of a frame, unless its place was configured.
-func (nw *network) learn(mac wire.MAC, at place, tick uint32, owner *ring) {
-	if nw.learning && nw.static.place(mac) == nowhere {
-		nw.learned.learn(mac, at, tick, owner)
+func (nw *network) learn(l *lane, mac wire.MAC, at place, owner *ring) {
+	if !nw.learning || nw.static.place(mac) != nowhere {
+		return
 	}
-}
-
-// tunnelled sends a frame to a VTEP.
-func (nw *network) tunnelled(w *dataplane.Worker, from *dataplane.Link, f *frame.Frame, t *tunnel, sum uint16) {
-	switch {
-	case t == nil || !t.ready:
-		w.Drop(from, f, DropNoNextHop)
-	case f.Len() > t.maxFrame:
-		w.Drop(from, f, DropOverMTU)
-	case !t.encapsulate(f, nw.vni, sum):
-		w.Drop(from, f, DropNoHeadroom)
-	default:
-		w.Send(t.link, f)
+	learned := nw.learned[l.number]
+	was, news := learned.learn(mac, at, l.tick, owner)
+	if was != nowhere {
+		nw.left(l.now, l.number, was)
+	}
+	if news && len(l.sw.lanes) > 1 && !(owner.mayTell(l.tick) && l.tell(nw, mac, at)) {
+		learned.untold(mac)
 	}
 }
 

@@ -22,21 +22,25 @@ var (
 	host6, peer6         = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 )
 
-// lab is a switch on a worker that a test drives round by round.
+// lab is a switch on workers that a test drives round by round. Most tests have one.
 type lab struct {
-	tb     testing.TB
-	worker *dataplane.Worker
-	sw     *Switch
-	ports  map[string]*dataplanetest.Port
-	links  map[string]*dataplane.Link
-	frames int // in the pool, all told
+	tb      testing.TB
+	worker  *dataplane.Worker // the first
+	workers []*dataplane.Worker
+	sw      *Switch
+	ports   map[string]*dataplanetest.Port
+	links   map[string]*dataplane.Link
+	frames  int // in each pool, all told
 }
 
 func newLab(tb testing.TB) *lab { return newLabOf(tb, 512, Options{Seed: 7}) }
 
-func newLabOf(tb testing.TB, frames int, o Options) *lab {
-	w := dataplanetest.NewWorker(tb, frames)
-	l := &lab{tb: tb, worker: w, sw: NewSwitch(w, o), ports: map[string]*dataplanetest.Port{}, links: map[string]*dataplane.Link{}, frames: frames}
+func newLabOf(tb testing.TB, frames int, o Options) *lab { return newLabWith(tb, 1, frames, o) }
+
+// newLabWith makes a lab of n workers.
+func newLabWith(tb testing.TB, n, frames int, o Options) *lab {
+	ws := dataplanetest.NewWorkers(tb, n, frames)
+	l := &lab{tb: tb, worker: ws[0], workers: ws, sw: NewSwitch(ws, o), ports: map[string]*dataplanetest.Port{}, links: map[string]*dataplane.Link{}, frames: frames}
 	tb.Cleanup(l.sw.Close)
 	return l
 }
@@ -63,7 +67,7 @@ func (l *lab) uplink(name string, local netip.Addr) *dataplanetest.Port {
 func (l *lab) uplinkOf(u Uplink) *dataplanetest.Port {
 	l.tb.Helper()
 	link, port := dataplanetest.NewLink(u.Name)
-	l.must(l.sw.AddUplink(link, u))
+	l.must(l.sw.AddUplink(u, []*dataplane.Link{link}, []*dataplane.Link{link}))
 	return l.join(u.Name, link, port)
 }
 
@@ -75,7 +79,7 @@ func (l *lab) network(n Network) {
 func (l *lab) attach(p Port) *dataplanetest.Port {
 	l.tb.Helper()
 	link, port := dataplanetest.NewLink(p.Name)
-	l.must(l.sw.AttachPort(link, p))
+	l.must(l.sw.AttachPort(p, []*dataplane.Link{link}))
 	return l.join(p.Name, link, port)
 }
 
@@ -86,7 +90,15 @@ func (l *lab) detach(name string) {
 	l.worker.Do(func() { l.worker.Remove(l.links[name]) })
 }
 
-func (l *lab) settle() { dataplanetest.Settle(l.worker) }
+// settle drives all workers until none finds anything to do.
+func (l *lab) settle() {
+	for work := 1; work > 0; {
+		work = 0
+		for _, w := range l.workers {
+			work += w.Round()
+		}
+	}
+}
 
 // send feeds frames to a port and drives the worker until they are through.
 func (l *lab) send(from *dataplanetest.Port, frames ...[]byte) {
@@ -132,8 +144,14 @@ func drops(port *dataplanetest.Port) map[string]uint64 {
 // balanced checks that no frame is held by anybody.
 func (l *lab) balanced() {
 	l.tb.Helper()
-	if free := l.worker.Pool().Len(); free != l.frames {
-		l.tb.Fatalf("%d frames of %d are free", free, l.frames)
+	l.settle() // frames go home at the end of a round
+	l.settle()
+	free := 0
+	for _, w := range l.workers {
+		free += w.Pool().Len()
+	}
+	if all := l.frames * len(l.workers); free != all {
+		l.tb.Fatalf("%d frames of %d are free", free, all)
 	}
 }
 
@@ -166,6 +184,21 @@ func udpFrame(tb interface{ Fatal(...any) }, to, from wire.MAC, destination, sou
 	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: s.AsSlice(), DstIP: d.AsSlice()}
 	u.SetNetworkLayerForChecksum(ip)
 	return serialize(tb, &layers.Ethernet{DstMAC: hw(to), SrcMAC: hw(from), EthernetType: layers.EthernetTypeIPv6}, ip, u, gopacket.Payload(payload))
+}
+
+// tcpFrame is an IPv4 or IPv6 TCP packet.
+func tcpFrame(tb interface{ Fatal(...any) }, to, from wire.MAC, destination, source string, sourcePort, port uint16, flags uint8, payload []byte) []byte {
+	d, s := netip.MustParseAddr(destination), netip.MustParseAddr(source)
+	h := &layers.TCP{SrcPort: layers.TCPPort(sourcePort), DstPort: layers.TCPPort(port), Window: 1000,
+		FIN: flags&wire.TCPFin != 0, SYN: flags&wire.TCPSyn != 0, RST: flags&wire.TCPRst != 0, PSH: flags&wire.TCPPsh != 0, ACK: flags&wire.TCPAck != 0}
+	if d.Is4() {
+		ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: s.AsSlice(), DstIP: d.AsSlice()}
+		h.SetNetworkLayerForChecksum(ip)
+		return serialize(tb, &layers.Ethernet{DstMAC: hw(to), SrcMAC: hw(from), EthernetType: layers.EthernetTypeIPv4}, ip, h, gopacket.Payload(payload))
+	}
+	ip := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolTCP, SrcIP: s.AsSlice(), DstIP: d.AsSlice()}
+	h.SetNetworkLayerForChecksum(ip)
+	return serialize(tb, &layers.Ethernet{DstMAC: hw(to), SrcMAC: hw(from), EthernetType: layers.EthernetTypeIPv6}, ip, h, gopacket.Payload(payload))
 }
 
 // tunnelPacket is what a peer sends: the inner frame in VXLAN, made by gopacket. change may spoil the outer layers.

@@ -8,11 +8,11 @@ import (
 )
 
 // What the control side knows of each object. All of it is guarded by Switch.mu; rings and learned tables are only carried around here,
-// the worker reads and writes them.
+// the workers read and write them.
 
 type uplinkRecord struct {
 	config Uplink
-	link   *dataplane.Link
+	out    []*dataplane.Link
 	slot   int
 	wanted []netip.Addr // what the resolver was told
 }
@@ -46,13 +46,11 @@ func (r *uplinkRecord) local() Local {
 
 type networkRecord struct {
 	config  Network
-	learned *learned
+	slot    int
+	learned []*learned // by worker
+	serial  uint32     // of learned
 	static  table
 	dirty   bool // static is to be built anew
-}
-
-func newLearned(n *Network, room int, seed uint64) *learned {
-	return &learned{table: newTable(room, seed), age: ticks(n.Age), wire: newRing(n.LearnLimit)}
 }
 
 // teaches tells whether what was learned in the network as it was is true in the network as it is to be.
@@ -84,9 +82,10 @@ func (n *Network) vteps() []netip.Addr {
 
 type portRecord struct {
 	config Port
-	link   *dataplane.Link
+	links  []*dataplane.Link
 	slot   int
-	ring   *ring
+	serial uint32
+	rings  []*ring // by worker; nil: it teaches nothing
 }
 
 // slots hands out small numbers.

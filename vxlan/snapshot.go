@@ -4,32 +4,33 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/wire"
 )
 
-// snapshot is the configuration as the worker sees it. Nothing in it changes after it was published, but what networks
-// and ports point to as learned: that is the worker's.
+// snapshot is the configuration as the workers see it. Nothing in it changes after it was published, but what networks
+// and ports point to for each worker: that is the worker's.
 type snapshot struct {
-	ports   []*port   // by slot; nil: free
-	uplinks []*uplink // by slot; nil: free
-	vteps   []*tunnel // by index; nil: free
+	ports    []*port    // by slot; nil: free
+	networks []*network // by slot; nil: free
+	uplinks  []*uplink  // by slot; nil: free
+	vteps    []*tunnel  // by index; nil: free
 }
 
-// network as the worker sees it.
+// network as the workers see it.
 type network struct {
+	slot int
+	// serial tells what was learned in the network from what is forgotten.
+	serial uint32
 	// maxFrame is the MTU with the Ethernet header.
 	maxFrame   int
 	learning   bool
 	dropTagged bool
 	flat       bool
-	// checksum: the outer headers need the sum of the inner frame.
-	checksum bool
-	vni      uint32
-	uplink   *uplink // nil: none
+	vni        uint32
+	uplink     *uplink // nil: none
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.
 	static  table
-	learned *learned // of the worker
+	learned []*learned // by worker
 	// members are the network's ports; strangers those of them that may use addresses we have not been told, and so
 	// the only ones that unknown unicast is flooded to.
 	members   []*port
@@ -37,24 +38,24 @@ type network struct {
 	flood     []*tunnel
 }
 
-// port as the worker sees it.
+// port as the workers see it.
 type port struct {
 	slot      int
-	link      *dataplane.Link
+	serial    uint32
+	ways      []way // by worker
 	network   *network
 	mac       wire.MAC
 	antiSpoof bool
-	partial   bool
 	ip4       []uint32   // big-endian, as numbers
 	ip6       [][16]byte // with the link-local address made of mac
 	checkIP   bool
-	ring      *ring // of the worker
+	rings     []*ring // by worker; nil: the port teaches nothing
 }
 
-// uplink as the worker sees it.
+// uplink as the workers see it.
 type uplink struct {
 	slot           int
-	link           *dataplane.Link
+	ways           []way // by worker
 	mac            wire.MAC
 	port           uint16
 	is4, is6       bool // neither while there is no address

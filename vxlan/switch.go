@@ -12,19 +12,20 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 )
 
-// Switch connects the links of one worker. Its methods are the control side, for any goroutine; the forwarders that it gives
-// to links are the worker's side. Between them is the snapshot, which every change builds anew.
+// Switch connects the links of workers. Its methods are the control side, for any goroutine; the forwarders that it gives
+// to links are the workers' side. Between them is the snapshot, which every change builds anew.
 type Switch struct {
-	worker  *dataplane.Worker
+	lanes   []*lane // the workers' side, by worker
 	options Options
 	seed    uint64
+	ahead   uint32 // ticks that tests are ahead of the workers' clock
 
-	// current is written by the control side and read by the worker, once for each vector of frames.
+	// current is written by the control side and read by the workers, once for each vector of frames.
 	current atomic.Pointer[snapshot]
-	// vtepSeen is when a VTEP last sent a frame whose source was learned, in ticks, by index: written by the worker, read by the
+	// vtepSeen is when a VTEP last sent a frame whose source was learned, in ticks, by index: written by the workers, read by the
 	// control side to find the VTEPs nothing refers to any more.
 	vtepSeen []atomic.Uint32
-	// discovered carries VTEPs that the worker met and nobody configured. The worker never waits: what finds no room is met again.
+	// discovered carries VTEPs that a worker met and nobody configured. No worker ever waits: what finds no room is met again.
 	discovered chan discovery
 	changed    chan struct{} // a resolver has news
 	stop, done chan struct{}
@@ -33,13 +34,15 @@ type Switch struct {
 	uplinks  map[string]*uplinkRecord
 	networks map[string]*networkRecord
 	ports    map[string]*portRecord
-	slots    slots // of ports
-	upSlots  slots // of uplinks
+	slots    slots  // of ports
+	upSlots  slots  // of uplinks
+	netSlots slots  // of networks
+	serials  uint32 // the last number given to a port, or to what a network learns
 	vteps    vtepRecords
 }
 
-// NewSwitch makes a switch for the links of a worker.
-func NewSwitch(w *dataplane.Worker, o Options) *Switch {
+// NewSwitch makes a switch for the links of workers, none of which runs yet. Their Index is their place in the slice; several are connected.
+func NewSwitch(workers []*dataplane.Worker, o Options) *Switch {
 	if o.MaxVTEPs == 0 {
 		o.MaxVTEPs = 4096
 	}
@@ -52,7 +55,7 @@ func NewSwitch(w *dataplane.Worker, o Options) *Switch {
 		o.Seed = binary.LittleEndian.Uint64(b[:])
 	}
 	s := &Switch{
-		worker: w, options: o, seed: o.Seed,
+		options: o, seed: o.Seed,
 		vtepSeen:   make([]atomic.Uint32, o.MaxVTEPs),
 		discovered: make(chan discovery, 64),
 		changed:    make(chan struct{}, 1),
@@ -64,6 +67,7 @@ func NewSwitch(w *dataplane.Worker, o Options) *Switch {
 		vteps:      vtepRecords{index: map[vtepKey]int{}},
 	}
 	s.current.Store(new(snapshot))
+	s.makeLanes(workers)
 	go s.follow()
 	return s
 }
@@ -74,8 +78,9 @@ func (s *Switch) Close() {
 	<-s.done
 }
 
-// AddUplink makes the switch the forwarder of an uplink's link, which is then ready to be added to the worker.
-func (s *Switch) AddUplink(link *dataplane.Link, u Uplink) error {
+// AddUplink makes the switch the forwarder of an uplink's links, which are then ready to be added to their workers. Frames from the wire come
+// in by the links in, of every queue on every worker; out are those of them by which frames can leave.
+func (s *Switch) AddUplink(u Uplink, in, out []*dataplane.Link) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.uplinks[u.Name] != nil {
@@ -84,10 +89,15 @@ func (s *Switch) AddUplink(link *dataplane.Link, u Uplink) error {
 	if u.Name == "" || u.Resolver == nil {
 		return fmt.Errorf("uplink %q: a name and a resolver are needed: %w", u.Name, ErrInvalid)
 	}
-	r := &uplinkRecord{config: u, link: link, slot: s.upSlots.take()}
+	if len(out) == 0 {
+		return fmt.Errorf("uplink %s: a link by which frames leave is needed: %w", u.Name, ErrInvalid)
+	}
+	r := &uplinkRecord{config: u, out: slices.Clone(out), slot: s.upSlots.take()}
 	r.fill()
 	s.uplinks[u.Name] = r
-	link.Forwarder = &uplinkPort{sw: s, slot: r.slot}
+	for _, link := range in {
+		link.Forwarder = &uplinkPort{sw: s, slot: r.slot}
+	}
 	s.follows(u.Resolver)
 	s.publish()
 	return nil
@@ -138,7 +148,7 @@ func (s *Switch) SetUplink(u Uplink) error {
 	return nil
 }
 
-// RemoveUplink takes an uplink out of the configuration. When it returns, the worker does not use the link any more.
+// RemoveUplink takes an uplink out of the configuration. When it returns, no worker uses its links any more.
 func (s *Switch) RemoveUplink(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +166,7 @@ func (s *Switch) RemoveUplink(name string) error {
 	s.vteps.dropUplink(name)
 	s.publish()
 	r.config.Resolver.Want(nil)
-	s.worker.Do(func() {}) // the grace point: no round uses the link any more
+	s.grace() // no round uses the links any more
 	s.upSlots.give(r.slot)
 	return nil
 }
@@ -174,13 +184,16 @@ func (s *Switch) SetNetwork(n Network) error {
 	}
 	old := s.networks[n.Name]
 	r := &networkRecord{config: n, dirty: true}
-	if old != nil && old.teaches(&n) {
-		r.learned = old.learned
+	if old != nil {
+		r.slot, r.learned, r.serial = old.slot, old.learned, old.serial
 	} else {
-		r.learned = newLearned(&n, s.room(n.Name, n.LearnLimit), s.seed)
+		r.slot = s.netSlots.take()
+	}
+	if old == nil || !old.teaches(&n) {
+		r.learned, r.serial = s.newLearned(&n), s.serial()
 		for _, p := range s.ports {
-			if p.config.Network == n.Name && p.ring != nil {
-				p.ring = newRing(p.config.LearnLimit) // the old one speaks of the old table
+			if p.config.Network == n.Name && p.rings != nil {
+				p.rings = s.newRings(p.config.LearnLimit) // the old ones speak of the old tables
 			}
 		}
 	}
@@ -249,7 +262,8 @@ func (s *Switch) vtepsFit(n *Network, local netip.Addr) error {
 func (s *Switch) RemoveNetwork(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.networks[name] == nil {
+	n := s.networks[name]
+	if n == nil {
 		return fmt.Errorf("network %s: %w", name, ErrNotFound)
 	}
 	for _, p := range s.ports {
@@ -259,12 +273,13 @@ func (s *Switch) RemoveNetwork(name string) error {
 	}
 	delete(s.networks, name)
 	s.publish()
-	s.worker.Do(func() {})
+	s.grace()
+	s.netSlots.give(n.slot)
 	return nil
 }
 
-// AttachPort makes the switch the forwarder of a guest's link, which is then ready to be added to the worker.
-func (s *Switch) AttachPort(link *dataplane.Link, p Port) error {
+// AttachPort makes the switch the forwarder of a guest's links, one for each queue pair, which are then ready to be added to their workers.
+func (s *Switch) AttachPort(p Port, links []*dataplane.Link) error {
 	p.IPs = slices.Clone(p.IPs)
 	if err := p.validate(); err != nil {
 		return err
@@ -277,10 +292,15 @@ func (s *Switch) AttachPort(link *dataplane.Link, p Port) error {
 	if err := s.portFits(&p); err != nil {
 		return err
 	}
-	r := &portRecord{config: p, link: link, slot: s.slots.take()}
+	if len(links) == 0 {
+		return fmt.Errorf("port %s: a link is needed: %w", p.Name, ErrInvalid)
+	}
+	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial()}
 	s.ports[p.Name] = r
 	s.admit(r)
-	link.Forwarder = &guestPort{sw: s, slot: r.slot}
+	for _, link := range links {
+		link.Forwarder = &guestPort{sw: s, slot: r.slot}
+	}
 	s.publish()
 	return nil
 }
@@ -305,6 +325,7 @@ func (s *Switch) SetPort(p Port) error {
 	r.config = p
 	if again {
 		s.networks[old.config.Network].dirty = true
+		r.serial = s.serial()
 		s.admit(r)
 	}
 	s.networks[p.Network].dirty = true
@@ -315,7 +336,14 @@ func (s *Switch) SetPort(p Port) error {
 	return nil
 }
 
-// DetachPort takes a port out of its network. When it returns, the worker does not send to the link any more.
+// Refresh is called after links changed their owners: each worker prefers those it owns. Until then frames take a longer way.
+func (s *Switch) Refresh() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publish()
+}
+
+// DetachPort takes a port out of its network. When it returns, no worker sends to its links any more.
 func (s *Switch) DetachPort(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,14 +375,17 @@ func (s *Switch) portFits(p *Port) error {
 func (s *Switch) admit(r *portRecord) {
 	n := s.networks[r.config.Network]
 	n.dirty = true
-	r.ring = nil
+	r.rings = nil
 	if r.config.AntiSpoof {
 		return // only its own address, which is configured
 	}
-	r.ring = newRing(r.config.LearnLimit)
-	if room := s.room(r.config.Network, n.config.LearnLimit); 2*room > len(n.learned.slots) { // the worker alone replaces slots, and only here
-		to := newTable(2*room, s.seed)
-		s.worker.Do(func() { n.learned.grow(to) })
+	r.rings = s.newRings(r.config.LearnLimit)
+	room := s.room(r.config.Network, n.config.LearnLimit)
+	for i, l := range s.lanes {
+		if learned := n.learned[i]; 2*room > len(learned.slots) { // the worker alone replaces slots, and only here
+			to := newTable(2*room, s.seed)
+			l.worker.Do(func() { learned.grow(to) })
+		}
 	}
 }
 
@@ -368,12 +399,40 @@ func (s *Switch) room(network string, fromWire int) int {
 	return fromWire
 }
 
-// forget removes what a port has taught its network, on the worker: afterwards nothing leads to the port's slot.
+// forget removes what a port has taught its network, on each worker: afterwards nothing leads to the port's slot. Notes about it that are still
+// on their way name a port that is not in the snapshot any more.
 func (s *Switch) forget(r *portRecord) {
 	n := s.networks[r.config.Network]
-	s.worker.Do(func() {
-		if r.ring != nil {
-			n.learned.forget(atPort(r.slot), r.ring)
-		}
-	})
+	for i, l := range s.lanes {
+		l.worker.Do(func() {
+			if r.rings != nil {
+				n.learned[i].forget(atPort(r.slot), r.rings[i])
+			}
+		})
+	}
+}
+
+// serial numbers what notes may speak of after it is gone.
+func (s *Switch) serial() uint32 {
+	s.serials++
+	return s.serials
+}
+
+// newRings makes a ring for each worker.
+func (s *Switch) newRings(limit int) []*ring {
+	rings := make([]*ring, len(s.lanes))
+	for i := range rings {
+		rings[i] = newRing(limit)
+	}
+	return rings
+}
+
+// newLearned makes each worker's tables for what it learns in a network.
+func (s *Switch) newLearned(n *Network) []*learned {
+	all := make([]*learned, len(s.lanes))
+	for i := range all {
+		age := ticks(n.Age)
+		all[i] = &learned{table: newTable(s.room(n.Name, n.LearnLimit), s.seed), age: age, every: tellEvery(age), wire: newRing(n.LearnLimit)}
+	}
+	return all
 }

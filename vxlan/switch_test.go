@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/wire"
@@ -178,7 +179,8 @@ func TestSplitHorizon(t *testing.T) {
 func TestChecksumsLeftOpen(t *testing.T) {
 	l := newLab(t)
 	up, a, b := blue(l)
-	c := l.attach(Port{Name: "c", Network: "blue", MAC: mac4, PartialChecksums: true})
+	c := l.attach(Port{Name: "c", Network: "blue", MAC: mac4})
+	l.links["c"].Offloads.Store(dataplane.OffloadChecksum)
 	open := func(to wire.MAC) (complete []byte, p dataplanetest.Packet) {
 		complete = udpFrame(t, to, mac1, "10.0.0.3", "10.0.0.1", bytes.Repeat([]byte{7}, 333))
 		partial := bytes.Clone(complete)
@@ -434,11 +436,11 @@ func TestRefusedConfigurations(t *testing.T) {
 		{l.sw.SetNetwork(Network{Name: "n", VNI: 1, Uplink: "up0", Flood: []netip.Addr{ip("224.0.0.1")}}), ErrInvalid, "unicast"},
 		{l.sw.SetNetwork(Network{Name: "n", VNI: 1, Uplink: "up0", Entries: []Entry{{MAC: mac1, VTEP: peer4}, {MAC: mac1, VTEP: other4}}}), ErrConflict, "two entries"},
 		{l.sw.SetNetwork(Network{Name: "n", MTU: 20}), ErrInvalid, "MTU 20"},
-		{l.sw.AttachPort(l.links["a"], Port{Name: "z", Network: "none"}), ErrNotFound, "network none"},
-		{l.sw.AttachPort(l.links["a"], Port{Name: "z", Network: "blue", MAC: mac1}), ErrConflict, "port a"},
-		{l.sw.AttachPort(l.links["a"], Port{Name: "a", Network: "blue"}), ErrConflict, "port a"},
-		{l.sw.AttachPort(l.links["a"], Port{Name: "z", Network: "blue", AntiSpoof: true}), ErrInvalid, "needs the guest's MAC"},
-		{l.sw.AttachPort(l.links["a"], Port{Name: "z", Network: "blue", MAC: wire.Broadcast}), ErrInvalid, "group"},
+		{l.sw.AttachPort(Port{Name: "z", Network: "none"}, []*dataplane.Link{l.links["a"]}), ErrNotFound, "network none"},
+		{l.sw.AttachPort(Port{Name: "z", Network: "blue", MAC: mac1}, []*dataplane.Link{l.links["a"]}), ErrConflict, "port a"},
+		{l.sw.AttachPort(Port{Name: "a", Network: "blue"}, []*dataplane.Link{l.links["a"]}), ErrConflict, "port a"},
+		{l.sw.AttachPort(Port{Name: "z", Network: "blue", AntiSpoof: true}, []*dataplane.Link{l.links["a"]}), ErrInvalid, "needs the guest's MAC"},
+		{l.sw.AttachPort(Port{Name: "z", Network: "blue", MAC: wire.Broadcast}, []*dataplane.Link{l.links["a"]}), ErrInvalid, "group"},
 		{l.sw.DetachPort("z"), ErrNotFound, "port z"},
 		{l.sw.RemoveUplink("up0"), ErrInUse, "by network"},
 		{l.sw.RemoveUplink("up9"), ErrNotFound, "up9"},

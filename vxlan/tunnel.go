@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/wire"
 )
@@ -16,7 +15,7 @@ import (
 //	Ethernet 14 │ IPv6 40: payload length         │ UDP 8: source port, length, checksum │ VXLAN 8: VNI │ frame
 type tunnel struct {
 	header   [overhead6]byte
-	link     *dataplane.Link
+	uplink   *uplink
 	ready    bool // there is a next hop
 	is6      bool
 	checksum bool // the UDP checksum is computed, over IPv6
@@ -36,7 +35,7 @@ type tunnelTo struct {
 	port        uint16
 	ttl         uint8
 	checksum    bool
-	link        *dataplane.Link
+	uplink      *uplink
 	index       int
 }
 
@@ -46,7 +45,7 @@ const outerTOS = 0
 
 // newTunnel writes the headers that all packets to a VTEP share.
 func newTunnel(o tunnelTo) *tunnel {
-	t := &tunnel{link: o.link, index: o.index, is6: o.vtep.Is6(), address: addressOf(o.vtep)}
+	t := &tunnel{uplink: o.uplink, index: o.index, is6: o.vtep.Is6(), address: addressOf(o.vtep)}
 	if !o.local.IsValid() || o.local.Is6() != o.vtep.Is6() || o.hop.Destination == 0 {
 		return t
 	}

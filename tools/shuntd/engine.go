@@ -77,7 +77,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e.fabric = vxlan.NewSwitch(e.worker, vxlan.Options{})
+	e.fabric = vxlan.NewSwitch([]*dataplane.Worker{e.worker}, vxlan.Options{})
 	go e.run()
 	e.load.start(e.worker)
 	e.untame = tameCollector(e.load.busy)

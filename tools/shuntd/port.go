@@ -58,7 +58,7 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		return err
 	}
 	p.link.Port = p.device
-	if err = e.fabric.AttachPort(p.link, vxlanPort(c)); err != nil {
+	if err = e.fabric.AttachPort(vxlanPort(c), []*dataplane.Link{p.link}); err != nil {
 		return refused(err, vxlan.ErrConflict)
 	}
 	e.link(p.link, -1, 0)

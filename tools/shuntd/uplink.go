@@ -77,9 +77,9 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	if err = e.open(u); err != nil {
 		return err
 	}
-	err = e.fabric.AddUplink(u.links[0], vxlan.Uplink{
+	err = e.fabric.AddUplink(vxlan.Uplink{
 		Name: c.Name, Port: c.Port, Resolver: &steered{Underlay: u.resolve, engine: e, uplink: u},
-	})
+	}, u.links, u.links[:1])
 	if err != nil {
 		return refused(err)
 	}

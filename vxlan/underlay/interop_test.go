@@ -114,7 +114,7 @@ func TestKernelPeer(t *testing.T) {
 
 			l.start(Options{Address: c.local})
 			w := dataplanetest.NewWorker(t, 512)
-			sw := vxlan.NewSwitch(w, vxlan.Options{})
+			sw := vxlan.NewSwitch([]*dataplane.Worker{w}, vxlan.Options{})
 			t.Cleanup(sw.Close)
 			up, upPort := newSocketPort(t, l.here, "up0")
 			vm, vmPort := newSocketPort(t, l.here, "vm0")
@@ -124,10 +124,10 @@ func TestKernelPeer(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			must(sw.AddUplink(up, vxlan.Uplink{Name: "up0", Resolver: l.u}))
+			must(sw.AddUplink(vxlan.Uplink{Name: "up0", Resolver: l.u}, []*dataplane.Link{up}, []*dataplane.Link{up}))
 			must(sw.SetNetwork(vxlan.Network{Name: "blue", VNI: 77, Uplink: "up0", MTU: 1450, Learning: true, Flood: []netip.Addr{c.remote}}))
-			must(sw.AttachPort(vm, vxlan.Port{Name: "vm0", Network: "blue", MAC: wire.MAC(0x5254_0000_0001), AntiSpoof: true,
-				IPs: []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("fd09::1")}}))
+			must(sw.AttachPort(vxlan.Port{Name: "vm0", Network: "blue", MAC: wire.MAC(0x5254_0000_0001), AntiSpoof: true,
+				IPs: []netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("fd09::1")}}, []*dataplane.Link{vm}))
 			w.Do(func() { w.Add(up); w.Add(vm) })
 			ran := make(chan error, 1)
 			go func() { ran <- w.Run() }()

@@ -1,0 +1,95 @@
+package vxlan
+
+import (
+	"fmt"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/offload"
+)
+
+// lane is what one worker has of the switch: only that worker touches it. What belongs to a worker and to a network or a port lies with these, by the
+// lane's number.
+type lane struct {
+	sw     *Switch
+	worker *dataplane.Worker
+	number int
+
+	// Of the vector of frames under way: the configuration, and the time in ticks.
+	now  *snapshot
+	tick uint32
+
+	segmenter offload.Segmenter
+	// held is a segment on its way to several places, which came by the link heldFrom. A fault leaves it here.
+	held     *frame.Frame
+	heldFrom *dataplane.Link
+}
+
+// makeLanes gives each worker its lane.
+func (s *Switch) makeLanes(workers []*dataplane.Worker) {
+	for i, w := range workers {
+		if w.Index() != i {
+			panic(fmt.Sprintf("vxlan: worker %d has index %d: workers must be given in order", i, w.Index()))
+		}
+		l := &lane{sw: s, worker: w, number: i}
+		s.lanes = append(s.lanes, l)
+		w.Listen(l)
+	}
+}
+
+// begin picks up the configuration for a vector of frames.
+func (s *Switch) begin(w *dataplane.Worker) *lane {
+	l := s.lanes[w.Index()]
+	l.now, l.tick = s.current.Load(), s.tickOf(w)
+	if l.held != nil {
+		l.drop(l.heldFrom, &l.held, dataplane.DropFault)
+	}
+	return l
+}
+
+// tickOf is the worker's time in ticks.
+func (s *Switch) tickOf(w *dataplane.Worker) uint32 { return uint32(w.Now()>>tickShift) + s.ahead }
+
+// grace returns when no worker uses an earlier snapshot any more.
+func (s *Switch) grace() {
+	for _, l := range s.lanes {
+		l.worker.Do(func() {})
+	}
+}
+
+// way is the links by which one worker sends to a port or an uplink.
+type way struct {
+	links []*dataplane.Link
+}
+
+// pick chooses the link for a frame. Those of one flow go by one link, so that they stay in order.
+func (y *way) pick(l *lane, f *frame.Frame) *dataplane.Link {
+	if len(y.links) == 1 {
+		return y.links[0]
+	}
+	return y.links[uint64(l.hash(f))*uint64(len(y.links))>>32]
+}
+
+// newWays chooses each worker's links: those it owns itself, since frames to others have to cross. If it owns none, all that somebody owns;
+// and if nobody owns any, all, which then drop what they get. A link that moves afterwards costs crossings until Refresh, nothing else.
+func (s *Switch) newWays(links []*dataplane.Link) []way {
+	ways := make([]way, len(s.lanes))
+	var owned []*dataplane.Link
+	for _, link := range links {
+		if w := link.Owner(); w != nil {
+			owned = append(owned, link)
+			if i := w.Index(); i < len(ways) {
+				ways[i].links = append(ways[i].links, link)
+			}
+		}
+	}
+	if len(owned) == 0 {
+		owned = links
+	}
+	for i := range ways {
+		if len(ways[i].links) == 0 {
+			ways[i].links = owned
+		}
+	}
+	return ways
+}
