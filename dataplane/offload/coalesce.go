@@ -165,7 +165,7 @@ func (o *flow) same(b []byte, s *segment) bool {
 func (o *flow) continued(f *frame.Frame, s *segment) bool {
 	a, b := o.head.Head(), f.Head()
 	switch {
-	case !s.plain || s.sequence != o.next || s.payload > o.payload || s.headers != o.headers:
+	case !s.plain || s.sequence != o.next || s.payload > o.payload:
 		return false
 	case o.head.Len()-o.network+s.payload > maxPacket:
 		return false

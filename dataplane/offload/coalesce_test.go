@@ -115,6 +115,7 @@ var changes = []struct {
 	{name: "source MAC", bytes: func(b []byte, _ *spec) { b[6] ^= 4 }},
 	{name: "a wrong checksum", bytes: func(b []byte, p *spec) { b[p.transport()+16]++ }},
 	{name: "a spoilt byte", bytes: func(b []byte, _ *spec) { b[len(b)-1]++ }},
+	{name: "a wrong IP checksum", bytes: func(b []byte, p *spec) { b[p.network()+10] ^= byte(boolInt(!p.is6)) }},
 	{name: "padding", bytes: func(b []byte, p *spec) { // the packet ends before the frame does
 		b[p.network()+3+boolInt(p.is6)*2]--
 		if !p.is6 {
@@ -167,7 +168,7 @@ func TestNotMerged(t *testing.T) {
 					merged++
 				}
 			}
-			if !is6 && c.name == "don't fragment" || c.name != "don't fragment" {
+			if only4 := c.name == "don't fragment" || c.name == "a wrong IP checksum"; !only4 || !is6 {
 				if odd.GSO.Type != frame.GSONone || odd.Len() != len(before[2]) || odd.Owns() {
 					t.Errorf("IPv6 %v, %s: merged", is6, c.name)
 				}

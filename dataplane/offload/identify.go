@@ -70,7 +70,7 @@ func (s *segment) plainIP(head []byte, length int) bool {
 		return s.transport == s.network+wire.IPv6Len && int(wire.IPv6(head[s.network:]).PayloadLen()) == length-s.transport
 	}
 	ip := wire.IPv4(head[s.network:])
-	return s.transport == s.network+wire.IPv4MinLen && int(ip.TotalLen()) == length-s.network && ip[6]&0x80 == 0 && ip.ChecksumValid()
+	return s.transport == s.network+wire.IPv4MinLen && int(ip.TotalLen()) == length-s.network && ip.ChecksumValid()
 }
 
 // plainTCP tells whether the header says nothing but ACK, PSH and ECE: SYN, FIN and RST have a place in the sequence of their own, URG points to a

@@ -147,6 +147,17 @@ func TestRefused(t *testing.T) {
 		}
 		pool.Put(f)
 	}
+	// Headers that lie in the head, but are too long all the same.
+	b := usual(true, 1000).packet(t)
+	extended := append(bytes.Clone(b[:54]), make([]byte, 240)...)
+	extended[20], extended[54], extended[55] = 60, 6, 29
+	f := pool.Get()
+	fill(f, append(extended, b[54:]...), 1500, 0)
+	f.GSO, f.Checksum = frame.GSO{Type: frame.GSOTCP6, Size: 500}, frame.Checksum{Needed: true, Start: 294, Offset: 16}
+	if _, why, ok := Check(f); ok || why != DropBadGSO {
+		t.Errorf("headers of 326 bytes: %v %v", why, ok)
+	}
+	pool.Put(f)
 }
 
 // Without frames there is an end; what has been made is right, and what is not is counted.
@@ -169,6 +180,9 @@ func TestPoolRunsOut(t *testing.T) {
 		}
 		if _, n := s.Cut(); int(n) != len(made) {
 			t.Errorf("%d counted, %d made", n, len(made))
+		}
+		if s.Start(made[0]); s.Left() != 0 {
+			t.Error("a frame that is refused leaves the one before it half cut")
 		}
 		pool.PutAll(made)
 		if pool.Put(f); pool.Len() != 6 {
