@@ -87,6 +87,52 @@ func TestLinkMoves(t *testing.T) {
 	}
 }
 
+// A link that moves from worker to worker under traffic loses nothing.
+func TestLinkMovesUnderTraffic(t *testing.T) {
+	const frames, n = 512, 100_000
+	workers := dataplanetest.NewWorkers(t, 3, frames)
+	a, ap := dataplanetest.NewLink("a")
+	b, bp := dataplanetest.NewLink("b")
+	bp.Discard = true
+	a.Port = &feeder{Port: ap, until: n}
+	a.Forwarder = to{b}
+	workers[0].Do(func() { workers[0].Add(a) })
+	workers[1].Do(func() { workers[1].Add(b) })
+	var running sync.WaitGroup
+	for _, w := range workers {
+		running.Go(func() {
+			if err := w.Run(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	arrived := func() uint64 { return b.Counters.TxPackets.Load() + b.Counters.Drops(dataplane.DropQueueFull) }
+	moves := 0
+	for deadline := time.Now().Add(time.Minute); arrived() < n && time.Now().Before(deadline); moves++ {
+		b.Move(workers[moves%3], func() {})
+		a.Move(workers[(moves+1)/2%3], func() {})
+	}
+	for _, w := range workers {
+		w.Stop()
+	}
+	running.Wait()
+	if arrived() != n || b.Counters.Drops(dataplane.DropGone) != 0 {
+		t.Errorf("%d of %d arrived over %d moves, %d found the link gone", arrived(), n, moves, b.Counters.Drops(dataplane.DropGone))
+	}
+	free := 0
+	for range 3 {
+		for _, w := range workers {
+			w.Round()
+		}
+	}
+	for _, w := range workers {
+		free += w.Pool().Len()
+	}
+	if free != 3*frames {
+		t.Errorf("%d of %d frames are back after %d moves", free, 3*frames, moves)
+	}
+}
+
 // A worker that does not keep up costs the frames for its links, counted there, and nothing else.
 func TestCrossingFull(t *testing.T) {
 	w, links, ports := across(t, 4096)

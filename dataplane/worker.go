@@ -202,6 +202,24 @@ func (w *Worker) Remove(s Source) {
 	w.sources = without(w.sources, s)
 }
 
+// Move gives a link to another worker, from any goroutine that is no worker's. also runs while both stand still between two rounds, to take along what else
+// belongs to the link: the files of its port. What other workers sent meanwhile follows.
+//
+// One call at a time: the worker that gives waits for the one that takes.
+func (l *Link) Move(to *Worker, also func()) {
+	from := l.owner.Load()
+	if from == to {
+		return
+	}
+	from.Do(func() {
+		from.links, from.sources = without(from.links, l), without(from.sources, Source(l))
+		to.Do(func() {
+			to.Add(l)
+			also()
+		})
+	})
+}
+
 func without[T comparable](from []T, x T) []T {
 	kept := make([]T, 0, len(from))
 	for _, y := range from {
