@@ -73,7 +73,7 @@ func TestAttacks(t *testing.T) {
 		{"payload of limit and one", raw(SetFeatures, 1, maxPayload+1, make([]byte, maxPayload+1)...), nil, "at most 268"},
 		{"request 0", raw(0, 1, 0), nil, "request 0: not supported"},
 		{"request 2^32-1", raw(0xffffffff, 1, 0), nil, "request 4294967295: not supported"},
-		{"known but not served", raw(SetLogFD, 1, 0), []int{g.call}, "SET_LOG_FD: not supported"},
+		{"known but not served", raw(PostcopyListen, 1, 0), []int{g.call}, "POSTCOPY_LISTEN: not supported"},
 		{"short payload", raw(SetFeatures, 1, 4, 0, 0, 0, 0), nil, "payload of 4 bytes instead of 8"},
 		{"long payload", raw(SetFeatures, 1, 9, make([]byte, 9)...), nil, "payload of 9 bytes"},
 		{"ring size in two's complement", whole(SetVringNum, ring(0, 0x80000001)), nil, "size 2147483649"},

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -17,9 +16,9 @@ import (
 type Options struct {
 	// Path of the unix socket; at most 107 bytes.
 	Path string
-	// Mode of the socket. Zero: 0600.
+	// Mode of the socket that Listen makes. Zero: 0600.
 	Mode fs.FileMode
-	// Owner and Group of the socket, by number. Zero: those of this process.
+	// Owner and Group of that socket, by number. Zero: those of this process.
 	Owner, Group int
 	// Log takes what operators want to know, at most about a line a second per socket. Nil: slog.Default.
 	Log *slog.Logger
@@ -27,22 +26,16 @@ type Options struct {
 	tap func(transport) transport // tests listen in
 }
 
-// Backend serves a Device to the front-ends that connect to its socket, one at a time. A front-end that comes back is
-// a new connection, as is another one after it.
-//
-//	accept ──free?──────▶ serve: session.run ──▶ wait for the next
-//	   │  └─leaving?─▶ waits until it is gone
-//	   └────────────busy?──▶ closed, counted, logged
+// Backend serves a Device to one front-end at a time: to those that connect to its socket (Listen, server.go), or to the one that listens on it
+// (Connect, client.go). A front-end that comes back is a new connection, as is another one after it.
 type Backend struct {
 	device   Device
 	log      *logger
 	path     string
 	tap      func(transport) transport
-	identity fs.FileInfo // of the socket file, so that nobody else's is removed
-	listener *net.UnixListener
-	incoming chan *net.UnixConn // from accept to serve
+	server   *server // nil: a client
 	stopping chan struct{}
-	stopped  sync.WaitGroup // accept and serve
+	stopped  sync.WaitGroup // every goroutine of its own
 	closing  sync.Once
 
 	mu      sync.Mutex // guards the rest
@@ -51,34 +44,14 @@ type Backend struct {
 	counts  Status
 }
 
-// How many connections are turned away, or served, without a pause, and how many a second after that.
-// A front-end that connects and leaves all day waits in the listen queue and costs nothing.
-var (
-	turnPace  = bucket{burst: 16, interval: 100 * time.Millisecond}
-	servePace = bucket{burst: 32, interval: 50 * time.Millisecond}
-)
+func newBackend(o Options, d Device) *Backend {
+	return &Backend{device: d, log: newLogger(o.Log, o.Path), path: o.Path, tap: o.tap, stopping: make(chan struct{})}
+}
 
 // closeTime is how long Close waits for the connection's goroutine, which may be in a device call.
 const closeTime = 5 * time.Second
 
-// Listen creates the socket and serves d on it until Close. A taken path is ErrInUse; the socket file of a dead
-// process is replaced.
-func Listen(o Options, d Device) (*Backend, error) {
-	l, identity, err := listen(o)
-	if err != nil {
-		return nil, err
-	}
-	b := &Backend{
-		device: d, log: newLogger(o.Log, o.Path), path: o.Path, tap: o.tap, identity: identity, listener: l,
-		incoming: make(chan *net.UnixConn), stopping: make(chan struct{}),
-	}
-	b.stopped.Add(2)
-	go b.accept()
-	go b.serve()
-	return b, nil
-}
-
-// Close removes the socket, ends the connection and returns when the device was told. It fails where that takes too long:
+// Close ends the connection, and the socket where it is ours, and returns when the device was told. It fails where that takes too long:
 // the device hangs in a call, or a descriptor of the front-end's does when it is closed.
 func (b *Backend) Close() error {
 	var err error
@@ -87,24 +60,43 @@ func (b *Backend) Close() error {
 }
 
 func (b *Backend) close() error {
-	if now, err := os.Lstat(b.path); err == nil && os.SameFile(now, b.identity) {
-		_ = os.Remove(b.path)
-	}
 	close(b.stopping)
-	_ = b.listener.Close()
-	b.mu.Lock()
-	if b.conn != nil {
-		_ = b.conn.Close()
+	if b.server != nil {
+		b.server.close(b.path)
 	}
-	b.mu.Unlock()
+	b.Disconnect()
 	done := make(chan struct{})
 	go func() { b.stopped.Wait(); close(done) }()
 	select {
 	case <-done:
+		b.enterState(Closed)
 		return nil
 	case <-time.After(closeTime):
 		return fmt.Errorf("socket %s: the connection did not end within %v of its close", b.path, closeTime)
 	}
+}
+
+// Disconnect ends the connection there is, if any, and goes on as before: for a device that gave up on its front-end. One
+// that comes back begins anew.
+func (b *Backend) Disconnect() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.conn != nil {
+		_ = b.conn.Close()
+	}
+}
+
+// current is the session being served, or nil.
+func (b *Backend) current() *session {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.session
+}
+
+func (b *Backend) enterState(s State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counts.State = s
 }
 
 // Status may be called at any time.
@@ -112,40 +104,12 @@ func (b *Backend) Status() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.counts
-	s.Path = b.path
+	s.Path, s.Client = b.path, b.server == nil
 	if b.session != nil {
+		s.State = Connected
 		s.Session = b.session.snapshot()
 	}
 	return s
-}
-
-// accept hands connections to serve, and turns them away while it is busy.
-func (b *Backend) accept() {
-	defer b.stopped.Done()
-	defer close(b.incoming)
-	pace := turnPace
-	for {
-		c, err := b.listener.AcceptUnix()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			b.log.write(slog.LevelError, "vhost-user accept failed", "reason", err) // out of descriptors
-			b.pause(time.Second)
-			continue
-		}
-		if b.busy() {
-			b.turnAway(c)
-			for !pace.take(time.Now()) && b.pause(pace.interval) {
-			}
-			continue
-		}
-		select {
-		case b.incoming <- c: // at once, or when the one that is leaving is gone
-		case <-b.stopping:
-			_ = c.Close()
-		}
-	}
 }
 
 // pause waits, and returns false when the Backend closes meanwhile.
@@ -158,49 +122,8 @@ func (b *Backend) pause(d time.Duration) bool {
 	}
 }
 
-// busy tells whether a front-end is being served that has not hung up. One that has is gone as soon as the session sees it;
-// a front-end that reconnects at once must not be turned away for its own former self.
-func (b *Backend) busy() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.conn != nil && !hungUp(b.conn)
-}
-
-func hungUp(c *net.UnixConn) bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return true
-	}
-	gone := true
-	_ = raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-		n, err := unix.Poll(p, 0)
-		gone = err == nil && n > 0
-	})
-	return gone
-}
-
-func (b *Backend) turnAway(c *net.UnixConn) {
-	pid, uid := peer(c)
-	b.mu.Lock()
-	b.counts.TurnedAway++
-	b.mu.Unlock()
-	_ = c.Close() // after it was counted: whoever sees the end finds the count
-	b.log.write(slog.LevelWarn, "vhost-user front-end turned away: another one is connected", "pid", pid, "uid", uid)
-}
-
-// serve runs one session after the other.
-func (b *Backend) serve() {
-	defer b.stopped.Done()
-	pace := servePace
-	for c := range b.incoming {
-		b.serveOne(c)
-		for !pace.take(time.Now()) && b.pause(pace.interval) {
-		}
-	}
-}
-
-func (b *Backend) serveOne(c *net.UnixConn) {
+// serveOne runs a session, and returns whether the front-end got as far as to agree on features.
+func (b *Backend) serveOne(c *net.UnixConn) (useful bool) {
 	defer c.Close()
 	var link transport = newSocket(c)
 	if b.tap != nil {
@@ -217,9 +140,10 @@ func (b *Backend) serveOne(c *net.UnixConn) {
 	b.leave(err)
 	if orderly(err) {
 		b.log.write(slog.LevelInfo, "vhost-user front-end disconnected")
-		return
+	} else {
+		b.log.write(slog.LevelWarn, "vhost-user connection closed", "reason", err)
 	}
-	b.log.write(slog.LevelWarn, "vhost-user connection closed", "reason", err)
+	return s.negotiated
 }
 
 func (b *Backend) enter(c *net.UnixConn, s *session) {
@@ -227,6 +151,7 @@ func (b *Backend) enter(c *net.UnixConn, s *session) {
 	defer b.mu.Unlock()
 	b.conn, b.session = c, s
 	b.counts.Connections++
+	b.counts.Attempts, b.counts.Unreached = 0, ""
 	select {
 	case <-b.stopping: // close has looked already, and found nobody
 		_ = c.Close()

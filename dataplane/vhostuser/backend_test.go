@@ -99,9 +99,9 @@ func TestErrorsAreToldOnce(t *testing.T) {
 	log := &lines{}
 	b := listenFake(t, newFake(t), Options{Log: slog.New(slog.NewTextHandler(log, nil))})
 	f := dial(t, b)
-	must(t, f.SendRaw(raw(SetLogFD, 1, 0)))
+	must(t, f.SendRaw(raw(PostcopyListen, 1, 0)))
 	eventually(t, "ended", func() bool { return b.Status().LastEnd != "" && len(log.all()) == 2 })
-	if got := log.all()[1]; !strings.Contains(got, "socket="+b.path) || !strings.Contains(got, `reason="SET_LOG_FD: not supported"`) {
+	if got := log.all()[1]; !strings.Contains(got, "socket="+b.path) || !strings.Contains(got, `reason="POSTCOPY_LISTEN: not supported"`) {
 		t.Error(got)
 	}
 	f = dial(t, b)

@@ -1,5 +1,7 @@
 package vhostuser
 
+import "github.com/shuntio/shunt/dataplane/guestmem"
+
 // Device is what a Backend serves: a virtio device without the protocol. vnet and blk are Devices.
 //
 // All calls come from the goroutine that serves the connection, one after the other, and no lock is held meanwhile.
@@ -56,6 +58,28 @@ type MTUSetter interface {
 	SetMTU(mtu uint16) error
 }
 
+// Logger is a Device that can mark what it writes to the guest's memory (protocol feature LOG_SHMFD, feature VHOST_F_LOG_ALL): what a
+// live migration needs. Logging is on while FeatureLogAll is among the features and there is a log.
+type Logger interface {
+	// SetLog gives the log that holds from now on; nil: none. Rings may be running. After the return no access may go to the one before, which is freed.
+	// A fault at an address that the log Contains is the front-end's doing, like one in guest memory.
+	SetLog(l *guestmem.Log) error
+}
+
+// InflightTracker is a Device that writes down what it has taken from its rings and not given back, where it outlives this process
+// (protocol feature INFLIGHT_SHMFD).
+type InflightTracker interface {
+	// SetInflight gives the area that holds from now on, new or as an earlier back-end left it; nil: none. No ring runs. After the
+	// return no access may go to the one before, which is freed. The front-end can write to the area at any time.
+	SetInflight(a *Inflight) error
+}
+
+// RARPSender is a network Device that can announce where its guest has moved to (protocol feature RARP).
+type RARPSender interface {
+	// SendRARP has the guest's new place announced to the network, as it happens after a live migration. It must not wait for the network.
+	SendRARP(mac [6]byte) error
+}
+
 // Offer is what a Device can do.
 type Offer struct {
 	// Features are the virtio feature bits. FeatureProtocol is added by the Backend.
@@ -70,8 +94,9 @@ type Offer struct {
 	MaxRingSize int
 }
 
-// DefaultProtocolFeatures suit every kind of device.
-const DefaultProtocolFeatures = ProtocolMQ | ProtocolReplyAck | ProtocolResetDevice | ProtocolMemSlots | ProtocolStatus
+// DefaultProtocolFeatures suit every kind of device; those that its type does not serve are left out.
+const DefaultProtocolFeatures = ProtocolMQ | ProtocolReplyAck | ProtocolResetDevice | ProtocolMemSlots | ProtocolStatus |
+	ProtocolLogShmfd | ProtocolInflight | ProtocolRARP | ProtocolBackendReq
 
 // implemented is what a session serves; bits outside are never offered.
 const implemented = DefaultProtocolFeatures | ProtocolNetMTU | ProtocolConfig
@@ -82,13 +107,13 @@ func (o Offer) resolve(d Device) Offer {
 		o.ProtocolFeatures = DefaultProtocolFeatures
 	}
 	o.ProtocolFeatures &= implemented
-	if _, ok := d.(ConfigSpace); !ok {
-		o.ProtocolFeatures &^= ProtocolConfig
+	o.ProtocolFeatures &^= lacking(d)
+	if o.ProtocolFeatures&ProtocolConfig == 0 {
+		o.ProtocolFeatures &^= ProtocolBackendReq // all we would say there is that the configuration changed
 	}
-	if _, ok := d.(MTUSetter); !ok {
-		o.ProtocolFeatures &^= ProtocolNetMTU
+	if o.Features |= FeatureProtocol; o.ProtocolFeatures&ProtocolLogShmfd != 0 {
+		o.Features |= FeatureLogAll
 	}
-	o.Features |= FeatureProtocol
 	o.Vrings = min(max(o.Vrings, 0), vringIndex+1)
 	if o.QueueNum == 0 {
 		o.QueueNum = o.Vrings
@@ -99,22 +124,22 @@ func (o Offer) resolve(d Device) Offer {
 	return o
 }
 
-// VringConfig is a ring that a front-end handed over, complete. Addresses are the front-end's own (user addresses of the
-// memory regions); each part was checked to be aligned and to lie inside one region.
-type VringConfig struct {
-	Index int
-	// Size in descriptors; a power of two for a split ring.
-	Size uint32
-	// DescAddr, AvailAddr and UsedAddr are descriptor table, avail and used ring; of a packed ring the
-	// descriptor ring, driver and device event suppression.
-	DescAddr, AvailAddr, UsedAddr uint64
-	// Base is where to go on, in the form StopVring returns it.
-	Base uint32
-	// Kick is signalled by the driver, Call by the device, Err by the device when the ring is broken. Each is an
-	// eventfd, or -1: none was given, and that side polls. The front-end shares the file's flags: O_NONBLOCK was set
-	// here, and it can be cleared there at any time.
-	Kick, Call, Err int
-	// Flags holds VHOST_VRING_F_LOG in bit 0: writes to the used ring are to be logged at LogAddr.
-	Flags   uint32
-	LogAddr uint64
+// lacking is what the device's type cannot serve.
+func lacking(d Device) (set uint64) {
+	if _, ok := d.(ConfigSpace); !ok {
+		set |= ProtocolConfig
+	}
+	if _, ok := d.(MTUSetter); !ok {
+		set |= ProtocolNetMTU
+	}
+	if _, ok := d.(Logger); !ok {
+		set |= ProtocolLogShmfd
+	}
+	if _, ok := d.(InflightTracker); !ok {
+		set |= ProtocolInflight
+	}
+	if _, ok := d.(RARPSender); !ok {
+		set |= ProtocolRARP
+	}
+	return set
 }

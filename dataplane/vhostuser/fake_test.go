@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/shm"
 )
 
@@ -29,6 +30,9 @@ type fakeDevice struct {
 	fail     map[string]error
 	hold     chan struct{} // StopVring waits for it, if not nil
 	mtu      uint16
+	rarp     [6]byte
+	log      *guestmem.Log
+	inflight *Inflight
 	config   [60]byte
 	gone     int
 }
@@ -63,10 +67,10 @@ func (d *fakeDevice) Offer() Offer {
 func (d *fakeDevice) SetFeatures(features uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if features&^d.offer.Features != 0 {
+	if features&^(d.offer.Features|FeatureLogAll) != 0 {
 		d.complain("features %#x beyond the offer", features)
 	}
-	if len(d.rings) > 0 && features^d.features != featureLogAll {
+	if len(d.rings) > 0 && features^d.features != FeatureLogAll {
 		d.complain("features change from %#x to %#x while rings run", d.features, features)
 	}
 	if err := d.note("features %#x", features); err != nil {
@@ -235,6 +239,9 @@ func (d *fakeDevice) Disconnected() {
 	if len(d.rings) > 0 {
 		d.complain("disconnected while rings run")
 	}
+	if d.log != nil || d.inflight != nil {
+		d.complain("disconnected with a log or an in-flight area")
+	}
 	_ = d.note("disconnected")
 	d.gone++
 	d.memory, d.features = nil, 0
@@ -258,6 +265,53 @@ func (d *fakeDevice) WriteConfig(offset uint32, p []byte, migration bool) error 
 	}
 	copy(d.config[offset:], p)
 	return nil
+}
+
+func (d *fakeDevice) SetLog(l *guestmem.Log) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.note("log %v", l != nil); err != nil {
+		return err
+	}
+	d.log.Mark(0, 1) // the one before is still there
+	d.log = l
+	d.log.Mark(0, 1)
+	return nil
+}
+
+func (d *fakeDevice) SetInflight(a *Inflight) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.rings) > 0 {
+		d.complain("in-flight area replaced under running rings")
+	}
+	if err := d.note("inflight %v", a != nil); err != nil {
+		return err
+	}
+	for _, a := range []*Inflight{d.inflight, a} {
+		for i := 0; a != nil && i < a.Queues; i++ {
+			if q, entries, err := a.Split(i, a.Size); err == nil {
+				q.UsedIdx++
+				entries[a.Size-1].Inflight++
+			}
+			if q, entries, err := a.Packed(i, a.Size); err == nil {
+				q.UsedIdx++
+				entries[a.Size-1].Inflight++
+			}
+		}
+	}
+	d.inflight = a
+	return nil
+}
+
+func (d *fakeDevice) SendRARP(mac [6]byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if mac[0]&1 != 0 {
+		d.complain("group address %x", mac)
+	}
+	d.rarp = mac
+	return d.note("rarp %x", mac)
 }
 
 func (d *fakeDevice) SetMTU(mtu uint16) error {

@@ -15,7 +15,8 @@ var ErrRefused = errors.New("back-end refused")
 // Frontend is the other side: the owner of rings and memory, which a hypervisor is in life. Load generators,
 // tests and attacks are front-ends.
 //
-//	Dial ─▶ Negotiate ─▶ SetMemory ─▶ StartVring for each ring ─▶ ... ─▶ StopVring ─▶ Close
+//	Dial, or ListenFrontend and Accept,
+//	     ─▶ Negotiate ─▶ SetMemory ─▶ StartVring for each ring ─▶ ... ─▶ StopVring ─▶ Close
 //
 // Where REPLY_ACK was negotiated every request waits for its acknowledgement; otherwise requests are only sent, in the classic
 // way, and Barrier waits until all were handled. A Frontend belongs to one goroutine.

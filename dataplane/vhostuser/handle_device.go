@@ -33,7 +33,7 @@ func (s *session) acceptFeatures(features uint64) error {
 	if s.negotiated && changed == 0 {
 		return nil
 	}
-	if s.anyRunning() && changed&^featureLogAll != 0 {
+	if s.anyRunning() && changed&^FeatureLogAll != 0 {
 		return fmt.Errorf("features %#x change while rings run", changed)
 	}
 	return s.device.SetFeatures(features &^ FeatureProtocol)
@@ -82,11 +82,16 @@ func (s *session) resetDevice(*message) ([]byte, error) {
 
 func (s *session) reset() error {
 	s.features, s.negotiated, s.badFeatures, s.status = 0, false, false, 0
+	s.recovered()
 	return s.device.Reset()
 }
 
 func (s *session) getStatus(m *message) ([]byte, error) {
-	return appendU64(s.reply(m.request), uint64(s.status)), nil
+	status := s.status
+	if s.failed() {
+		status |= statusNeedsReset
+	}
+	return appendU64(s.reply(m.request), uint64(status)), nil
 }
 
 // setStatus: 0 is the driver's reset of the device, and what QEMU writes when it pauses a machine; 7.2 does so before it
@@ -116,6 +121,15 @@ func (s *session) netSetMTU(m *message) ([]byte, error) {
 		return nil, fmt.Errorf("MTU %d is not between 68 and 65535", mtu)
 	}
 	return nil, s.device.(MTUSetter).SetMTU(uint16(mtu))
+}
+
+// sendRARP: the address lies in the first six bytes, as in a frame.
+func (s *session) sendRARP(m *message) ([]byte, error) {
+	mac := [6]byte(m.payload)
+	if mac == [6]byte{} || mac[0]&1 != 0 {
+		return nil, fmt.Errorf("%x is no address of a guest", mac)
+	}
+	return nil, s.device.(RARPSender).SendRARP(mac)
 }
 
 // getConfig answers with a payload of the request's size, or an empty one: that is how this reply says no.

@@ -41,7 +41,7 @@ func (s *session) setVringAddr(m *message) ([]byte, error) {
 	c := r.config
 	c.Flags = m.u32(4)
 	c.DescAddr, c.UsedAddr, c.AvailAddr, c.LogAddr = m.u64(8), m.u64(16), m.u64(24), m.u64(32)
-	if c.Flags&^flagLogRing != 0 {
+	if c.Flags&^VringLog != 0 {
 		return nil, fmt.Errorf("ring %d: flags %#x are unknown", c.Index, c.Flags)
 	}
 	if !r.running {
@@ -104,7 +104,10 @@ func (s *session) setVringErr(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.replace(r, func(c *VringConfig) *int { return &c.Err }, fd)
+	s.showError(r.config.Index, -1) // not while its number may be closed
+	err = s.replace(r, func(c *VringConfig) *int { return &c.Err }, fd)
+	s.showError(r.config.Index, r.config.Err)
+	return nil, err
 }
 
 // eventfd takes ring and descriptor out of a KICK, CALL or ERR message; -1 where the front-end says there is none.

@@ -75,8 +75,12 @@ func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, err
 // reason is what the kernel said, without the call and the path.
 func reason(err error) error {
 	var path *fs.PathError
-	if errors.As(err, &path) {
+	var call *os.SyscallError
+	switch {
+	case errors.As(err, &path):
 		return path.Err
+	case errors.As(err, &call):
+		return call.Err
 	}
 	return err
 }

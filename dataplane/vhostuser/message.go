@@ -85,8 +85,9 @@ func (r Request) String() string {
 // It is the back-end's own; a Device neither offers nor sees it.
 const FeatureProtocol uint64 = 1 << 30
 
-// featureLogAll (VHOST_F_LOG_ALL) turns dirty logging on; the only feature that may change while rings run.
-const featureLogAll uint64 = 1 << 26
+// FeatureLogAll (VHOST_F_LOG_ALL) is the feature bit that says: what the device writes to the guest's memory is to be marked in the log.
+// The only one that may change while rings run. The Backend offers it for a Device that is a Logger.
+const FeatureLogAll uint64 = 1 << 26
 
 // Virtio features that change the shape of a ring.
 const (
@@ -183,6 +184,7 @@ func (m *message) closeFDs() {
 	m.fds = m.stored[:0]
 }
 
+func (m *message) u16(at int) uint16 { return binary.NativeEndian.Uint16(m.payload[at:]) }
 func (m *message) u32(at int) uint32 { return binary.NativeEndian.Uint32(m.payload[at:]) }
 func (m *message) u64(at int) uint64 { return binary.NativeEndian.Uint64(m.payload[at:]) }
 

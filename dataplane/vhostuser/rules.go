@@ -10,8 +10,7 @@ type rule struct {
 }
 
 // rules has one line per request served. The getters that precede negotiation in one front-end or another need nothing.
-// Missing, and refused: logging and migration (SET_LOG_BASE, SET_LOG_FD, SEND_RARP), in-flight tracking (GET and SET_INFLIGHT_FD),
-// the back-end's own channel (SET_BACKEND_REQ_FD), IOTLB, postcopy, device state, crypto, GPU.
+// Missing, and refused: IOTLB, postcopy, device state, in-band notifications, crypto, GPU.
 var rules = [...]rule{
 	GetFeatures:         {handle: (*session).getFeatures, answers: true},
 	SetFeatures:         {handle: (*session).setFeatures, min: 8, max: 8},
@@ -34,6 +33,14 @@ var rules = [...]rule{
 	SetVringCall:   {handle: (*session).setVringCall, min: 8, max: 8, fds: 1},
 	SetVringErr:    {handle: (*session).setVringErr, min: 8, max: 8, fds: 1},
 	SetVringEnable: {handle: (*session).setVringEnable, min: 8, max: 8},
+
+	SetLogBase:    {handle: (*session).setLogBase, min: 16, max: 16, fds: 1, needs: ProtocolLogShmfd, answers: true},
+	SetLogFD:      {handle: (*session).setLogFD, max: 8, fds: 1, needs: ProtocolLogShmfd},
+	GetInflightFD: {handle: (*session).getInflightFD, min: inflightMessage, max: inflightMessage + 4, needs: ProtocolInflight, answers: true},
+	SetInflightFD: {handle: (*session).setInflightFD, min: inflightMessage, max: inflightMessage + 4, fds: 1, needs: ProtocolInflight},
+	SendRARP:      {handle: (*session).sendRARP, min: 8, max: 8, needs: ProtocolRARP},
+
+	SetBackendReqFD: {handle: (*session).setBackendReqFD, max: 8, fds: 1, needs: ProtocolBackendReq},
 
 	NetSetMTU:   {handle: (*session).netSetMTU, min: 8, max: 8, needs: ProtocolNetMTU},
 	GetConfig:   {handle: (*session).getConfig, min: configHead, max: configHead + maxConfig, needs: ProtocolConfig, answers: true},

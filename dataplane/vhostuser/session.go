@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shuntio/shunt/dataplane/guestmem"
 )
 
 // ErrUnsupported says that a message is known to the protocol and not to us, or was not negotiated.
@@ -38,19 +40,28 @@ type session struct {
 	protocol    uint64 // accepted with SET_PROTOCOL_FEATURES
 	status      uint8  // device status of virtio, kept here for GET_STATUS
 	memory      regionTable
+	memoryLog   *guestmem.Log // the device has it, too; nil: none
+	logEvent    int           // eventfd for it, or -1
+	inflight    *Inflight     // the device has it, too; nil: none
 	rings       []vring
 	message     message
 	out         []byte // the reply being built
+	outFD       int    // that goes with it, or -1
 	refused     uint64 // messages answered with a failure
 	lastRefusal string
 
-	mu        sync.Mutex // guards published, against readers of the status
+	mu        sync.Mutex // guards the rest, which others than its goroutine use
 	published SessionStatus
+	errors    []int    // by ring: its error eventfd, or -1
+	channel   *channel // to the front-end, or nil
 }
 
 func newSession(link transport, d Device, log *logger) *session {
 	offer := d.Offer().resolve(d)
-	s := &session{link: link, device: d, log: log, offer: offer, rings: newVrings(offer.Vrings)}
+	s := &session{link: link, device: d, log: log, offer: offer, rings: newVrings(offer.Vrings), logEvent: -1, outFD: -1}
+	for range s.rings {
+		s.errors = append(s.errors, -1)
+	}
 	s.message.fds = s.message.stored[:0]
 	s.publish()
 	return s
@@ -140,15 +151,20 @@ func (s *session) reply(r Request) []byte {
 	return appendHeader(s.out[:0], r, flagVersion|flagReply)
 }
 
-// send completes a reply and sends it; nil: there is none.
+// send completes a reply and sends it, with the descriptor that goes along; nil: there is none.
 func (s *session) send(b []byte) error {
 	if b == nil {
 		return nil
 	}
+	var fds []int
+	if s.outFD >= 0 {
+		fds = []int{s.outFD}
+		defer func() { closeFD(s.outFD); s.outFD = -1 }()
+	}
 	s.out = seal(b)
 	s.link.deadline(time.Now().Add(messageTime))
 	defer s.link.deadline(time.Time{})
-	if err := s.link.send(s.out, nil); err != nil {
+	if err := s.link.send(s.out, fds); err != nil {
 		return fmt.Errorf("send reply: %w", err)
 	}
 	return nil
@@ -160,9 +176,13 @@ func (s *session) end() {
 		if err := s.stop(i); err != nil {
 			s.log.write(slog.LevelWarn, "vhost-user ring did not stop cleanly", "ring", i, "reason", err)
 		}
+		s.showError(i, -1)
 		s.rings[i].closeFDs()
 	}
+	s.endLog()
+	s.endInflight()
 	s.device.Disconnected()
+	s.exchangeChannel(nil)
 }
 
 // start hands ring i to the device if it is started, enabled and complete.
@@ -183,6 +203,9 @@ func (s *session) start(i int) error {
 	}
 	if why := r.wrong(s.features); why != "" {
 		return fmt.Errorf("ring %d: %s", i, why)
+	}
+	if s.failed() && !s.anyRunning() {
+		s.recovered() // a driver that begins anew
 	}
 	if err := s.device.StartVring(r.config); err != nil {
 		return fmt.Errorf("ring %d: start: %w", i, err)

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const wantAll = ^uint64(0)
+// wantAll is what a front-end accepts, features as protocol features, unless its guest is on the move.
+const wantAll = ^FeatureLogAll
 
 // modes are the three ways front-ends speak: with acknowledgements, without, and without protocol features at all.
 var modes = []struct {
@@ -156,9 +157,9 @@ func TestCallReplacedWhileRunning(t *testing.T) {
 	}
 	// The log may come and go while the ring runs; the ring itself cannot move.
 	c := g.ring(0)
-	c.Flags, c.LogAddr = flagLogRing, 0x5000
+	c.Flags, c.LogAddr = VringLog, 0x5000
 	must(t, f.Do(SetVringAddr, appendAddr(nil, c)))
-	if c, _ := d.running(0); c.Flags != flagLogRing || c.LogAddr != 0x5000 {
+	if c, _ := d.running(0); c.Flags != VringLog || c.LogAddr != 0x5000 {
 		t.Errorf("ring %+v does not log", c)
 	}
 	c.DescAddr += 0x1000

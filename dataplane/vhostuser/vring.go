@@ -5,8 +5,9 @@ import "fmt"
 // maxRingSize is virtio's limit for split rings (virtio 1.2, 2.7); packed ones have the same.
 const maxRingSize = 1 << 15
 
-// flagLogRing (VHOST_VRING_F_LOG) in SET_VRING_ADDR: log writes to the used ring.
-const flagLogRing = 1
+// VringLog (VHOST_VRING_F_LOG) in the flags of a ring: what the device writes to the used ring is to be marked in the log, as if the
+// ring lay at LogAddr.
+const VringLog = 1
 
 // vring is what the front-end told about a ring so far. The session's goroutine alone touches it.
 type vring struct {
@@ -70,6 +71,9 @@ func (r *vring) wrong(features uint64) string {
 	}
 	if features&featurePacked == 0 && c.Base > 0xffff {
 		return fmt.Sprintf("base %#x of a split ring is beyond 16 bits", c.Base)
+	}
+	if avail, used := c.PackedBase(); features&featurePacked != 0 && (avail&0x7fff >= uint16(c.Size) || used&0x7fff >= uint16(c.Size)) {
+		return fmt.Sprintf("base %#x of a packed ring is beyond its %d descriptors", c.Base, c.Size)
 	}
 	addrs := [3]uint64{c.DescAddr, c.AvailAddr, c.UsedAddr}
 	for i, part := range layout(uint64(c.Size), features) {

@@ -1,0 +1,61 @@
+package vhostuser
+
+import (
+	"log/slog"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// statusNeedsReset is the bit of the device status that says: the device is broken, and the driver may reset it (virtio 1.2, 2.1.1).
+const statusNeedsReset = 0x40
+
+// Fail tells the front-end, in every way it gave us, that the device has given up on its driver and its rings are not looked at any more: the error
+// eventfds of the rings are signalled, the device status says DEVICE_NEEDS_RESET, and the back-end's own channel has the driver look
+// at it. That holds until the device is reset or its rings are started anew. The connection stays; Disconnect ends it.
+//
+// It may be called on a worker, and does not wait.
+func (b *Backend) Fail(why error) {
+	go func() {
+		if s := b.current(); s != nil && s.fail(why) {
+			b.log.write(slog.LevelWarn, "vhost-user device needs a reset", "reason", why)
+		}
+	}()
+}
+
+// fail runs beside the session's goroutine; what it uses is guarded by mu. It reports whether the device had not failed before.
+func (s *session) fail(why error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.published.Failure != "" {
+		return false
+	}
+	s.published.Failure = why.Error()
+	for _, fd := range s.errors {
+		if fd >= 0 {
+			shm.Signal(fd)
+		}
+	}
+	s.channel.notify()
+	return true
+}
+
+// failed tells whether the device is out of service.
+func (s *session) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.published.Failure != ""
+}
+
+// recovered ends what fail began.
+func (s *session) recovered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.published.Failure = ""
+}
+
+// showError makes a ring's error descriptor known to fail, or -1 before it is closed.
+func (s *session) showError(ring, fd int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.errors[ring] = fd
+}

@@ -1,0 +1,221 @@
+package vhostuser
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// The area in which a device writes down what it has taken from its rings and not given back (vhost-user, "Inflight I/O
+// tracking"). The front-end keeps the file while back-ends come and go:
+//
+//	┌────────────────┬────────────────┬─────┐
+//	│ queue 0 region │ queue 1 region │ ... │   one file, regions of equal size
+//	└────────────────┴────────────────┴─────┘
+//	┌──────────────────────────┬───────────────┬───────────────┬─────┐
+//	│ SplitQueue / PackedQueue │ entry 0       │ entry 1       │ ... │   one entry a descriptor
+//	└──────────────────────────┴───────────────┴───────────────┴─────┘
+//
+// What a killed back-end leaves behind is as good as the order of its stores. Those of shm are made in the order they are written down.
+
+// inflightVersion is the version of both layouts; 0 says that nobody has used the region yet.
+const inflightVersion = 1
+
+// inflightAlign is a cache line: regions share none.
+const inflightAlign = 64
+
+// SplitQueue is the head of a split ring's region. All of it can be changed by the front-end at any time.
+type SplitQueue struct {
+	Features uint64
+	Version  uint16
+	// DescNum is the number of entries, the ring's size.
+	DescNum uint16
+	// LastBatchHead begins the list of those that were given back in the last batch, UsedIdx is the used ring's index before or after it.
+	LastBatchHead, UsedIdx uint16
+}
+
+// SplitEntry is the state of the chain whose head the descriptor is.
+type SplitEntry struct {
+	Inflight uint8
+	_        [5]uint8
+	// Next goes on with the list of the last batch.
+	Next uint16
+	// Counter orders the chains as they were taken.
+	Counter uint64
+}
+
+// PackedQueue is the head of a packed ring's region. All of it can be changed by the front-end at any time.
+type PackedQueue struct {
+	Features uint64
+	Version  uint16
+	// DescNum is the number of entries, the ring's size.
+	DescNum uint16
+	// FreeHead begins the list of entries that are free, UsedIdx and UsedWrapCounter are the device's position in the ring: after the last
+	// batch, and before it if Old.
+	FreeHead, OldFreeHead, UsedIdx, OldUsedIdx uint16
+	UsedWrapCounter, OldUsedWrapCounter        uint8
+	_                                          [10]uint8
+}
+
+// PackedEntry is a copy of one descriptor, and for the head of a chain the chain's state.
+type PackedEntry struct {
+	Inflight uint8
+	_        uint8
+	// Next free entry, Last entry of the chain, and its Num of entries.
+	Next, Last, Num uint16
+	// Counter orders the chains as they were taken.
+	Counter uint64
+	// ID, Flags, Len and Addr are the descriptor's.
+	ID, Flags uint16
+	Len       uint32
+	Addr      uint64
+}
+
+// Sizes of these, as the specification's C has them.
+const (
+	splitQueueBytes, splitEntryBytes   = 16, 16
+	packedQueueBytes, packedEntryBytes = 32, 32
+)
+
+// Inflight is such an area, mapped.
+type Inflight struct {
+	// Queues is how many regions there are, Size for how many descriptors each has entries.
+	Queues, Size int
+
+	bytes   []byte
+	stride  int
+	mapping *shm.Mapping
+}
+
+// inflightStride is how long a region must be for either layout, so that one can be made before the features are known.
+func inflightStride(size int, packed bool) int {
+	n := splitQueueBytes + splitEntryBytes*size
+	if packed {
+		n = packedQueueBytes + packedEntryBytes*size
+	}
+	return (n + inflightAlign - 1) &^ (inflightAlign - 1)
+}
+
+// newInflight makes an area, zeroed, and the file to give to the front-end. Its size is sealed, so it cannot be taken away under us.
+func newInflight(queues, size int, packed bool) (a *Inflight, fd int, err error) {
+	bytes := int64(queues) * int64(inflightStride(size, packed))
+	fd, err = shm.NewMemFD("shunt-inflight", bytes)
+	if err != nil {
+		return nil, -1, err
+	}
+	if a, err = mapInflight(fd, 0, uint64(bytes), queues, size); err != nil {
+		closeFD(fd)
+		return nil, -1, err
+	}
+	return a, fd, nil
+}
+
+// mapInflight maps an area that this or an earlier back-end made.
+func mapInflight(fd int, offset, bytes uint64, queues, size int) (*Inflight, error) {
+	_, file, err := checkMemory(fd)
+	page := uint64(shm.PageSize(fd))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("inflight area: %w", err)
+	case offset%page != 0:
+		return nil, fmt.Errorf("inflight area: its offset %#x in the file is not a multiple of %d", offset, page)
+	case offset > file || bytes > file-offset || bytes > math.MaxInt32:
+		return nil, fmt.Errorf("inflight area: %#x bytes at offset %#x of a file of %#x", bytes, offset, file)
+	}
+	stride := int(bytes) / queues &^ (splitEntryBytes - 1)
+	if need := inflightStride(size, false); stride < need {
+		return nil, fmt.Errorf("inflight area: %#x bytes are too few for %d rings of %d descriptors", bytes, queues, size)
+	}
+	shm.KeepSize(fd)
+	length := (bytes + page - 1) / page * page
+	mapping, err := shm.Map(shm.MapOptions{FD: fd, Offset: int64(offset), Length: int(length)})
+	if err != nil {
+		return nil, fmt.Errorf("inflight area: %w", err)
+	}
+	return &Inflight{Queues: queues, Size: size, bytes: mapping.Bytes()[:bytes], stride: stride, mapping: mapping}, nil
+}
+
+// free unmaps the area.
+func (a *Inflight) free() {
+	if a != nil {
+		_ = a.mapping.Free()
+	}
+}
+
+// region is the part of one ring.
+func (a *Inflight) region(queue int) ([]byte, error) {
+	if queue < 0 || queue >= a.Queues {
+		return nil, fmt.Errorf("inflight area: there is no ring %d of %d", queue, a.Queues)
+	}
+	return a.bytes[queue*a.stride:][:a.stride], nil
+}
+
+// errInflight refuses what somebody else wrote.
+var errInflight = errors.New("inflight area: of another version, or for rings of another size")
+
+// Split views the region of a split ring. One that nobody has used is prepared for size descriptors; one that was used for another size is refused.
+func (a *Inflight) Split(queue, size int) (*SplitQueue, []SplitEntry, error) {
+	b, err := a.region(queue)
+	if err != nil {
+		return nil, nil, err
+	}
+	heads, err := shm.View[SplitQueue](b, 1)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := shm.View[SplitEntry](b[splitQueueBytes:], size)
+	if err != nil {
+		return nil, nil, fmt.Errorf("inflight area: ring %d: %w", queue, err)
+	}
+	q := &heads[0]
+	return q, entries, adopt(&q.Version, &q.DescNum, size)
+}
+
+// Packed views the region of a packed ring, as Split does that of a split one.
+func (a *Inflight) Packed(queue, size int) (*PackedQueue, []PackedEntry, error) {
+	b, err := a.region(queue)
+	if err != nil {
+		return nil, nil, err
+	}
+	heads, err := shm.View[PackedQueue](b, 1)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := shm.View[PackedEntry](b[packedQueueBytes:], size)
+	if err != nil {
+		return nil, nil, fmt.Errorf("inflight area: ring %d: %w", queue, err)
+	}
+	q := &heads[0]
+	return q, entries, adopt(&q.Version, &q.DescNum, size)
+}
+
+// adopt makes an unused region one of size entries, and judges a used one.
+func adopt(version, entries *uint16, size int) error {
+	v, n := shm.Load16(version), shm.Load16(entries)
+	if v == 0 {
+		shm.Store16(entries, uint16(size))
+		shm.Store16(version, inflightVersion) // last: it says that the rest is there
+		return nil
+	}
+	if v != inflightVersion || int(n) != size {
+		return errInflight
+	}
+	return nil
+}
+
+// Fresh tells whether nobody has used the region of a ring yet.
+func (a *Inflight) Fresh(queue int) bool {
+	b, err := a.region(queue)
+	if err != nil {
+		return true
+	}
+	heads, err := shm.View[SplitQueue](b, 1) // both layouts begin alike
+	return err != nil || shm.Load16(&heads[0].Version) == 0
+}
+
+// Contains tells whether the address that a fault reported lies in the area.
+func (a *Inflight) Contains(address uintptr) bool {
+	return a != nil && address-shm.Address(a.mapping.Bytes()) < uintptr(len(a.mapping.Bytes()))
+}

@@ -1,0 +1,150 @@
+package vhostuser
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// The layouts are the specification's, so that back-ends of others find what they expect.
+func TestInflightLayout(t *testing.T) {
+	for _, c := range []struct {
+		of      any
+		size    uintptr
+		offsets map[string]uintptr
+	}{
+		{SplitQueue{}, splitQueueBytes, map[string]uintptr{"Version": 8, "DescNum": 10, "LastBatchHead": 12, "UsedIdx": 14}},
+		{SplitEntry{}, splitEntryBytes, map[string]uintptr{"Inflight": 0, "Next": 6, "Counter": 8}},
+		{PackedQueue{}, packedQueueBytes, map[string]uintptr{"Version": 8, "DescNum": 10, "FreeHead": 12, "OldFreeHead": 14, "UsedIdx": 16,
+			"OldUsedIdx": 18, "UsedWrapCounter": 20, "OldUsedWrapCounter": 21}},
+		{PackedEntry{}, packedEntryBytes, map[string]uintptr{"Inflight": 0, "Next": 2, "Last": 4, "Num": 6, "Counter": 8, "ID": 16, "Flags": 18,
+			"Len": 20, "Addr": 24}},
+	} {
+		have := reflect.TypeOf(c.of)
+		if have.Size() != c.size {
+			t.Errorf("%v has %d bytes, want %d", have, have.Size(), c.size)
+		}
+		for name, at := range c.offsets {
+			if f, ok := have.FieldByName(name); !ok || f.Offset != at {
+				t.Errorf("%v.%s at %d, want %d", have, name, f.Offset, at)
+			}
+		}
+	}
+}
+
+// TestInflightSurvives: what a back-end wrote down, the next one reads, through the front-end's hands alone.
+func TestInflightSurvives(t *testing.T) {
+	for _, packed := range []bool{false, true} {
+		d, g := newFake(t), newGuest(t)
+		features := wantAll
+		if packed {
+			d.offer.Features |= featurePacked
+		}
+		f := dial(t, listenFake(t, d, Options{}))
+		must(t, f.Negotiate(features, wantAll))
+		must(t, f.SetMemory(g.region()))
+		file, err := f.GetInflight(2, 256)
+		must(t, err)
+		defer unix.Close(file.FD)
+		if file.Queues != 2 || file.Size != 256 || file.Offset != 0 || file.Bytes < 2*256*splitEntryBytes {
+			t.Errorf("%+v", file)
+		}
+		if err := unix.Ftruncate(file.FD, 0); err != unix.EPERM {
+			t.Errorf("the front-end can take the area away: %v", err)
+		}
+		d.set(func() { record(t, d.inflight, packed, 1, 256, 77) })
+		must(t, f.StartVring(g.ring(1)))
+		refused(t, f.SetInflight(file)) // not while rings run
+		must(t, f.Close())
+
+		next := newFake(t)
+		next.offer.Features = d.offer.Features
+		f = dial(t, listenFake(t, next, Options{}))
+		must(t, f.Negotiate(features, wantAll))
+		must(t, f.SetInflight(file))
+		next.set(func() {
+			if next.inflight.Fresh(1) {
+				t.Error("the area looks unused")
+			}
+			if used := recorded(t, next.inflight, packed, 1, 256); used < 77 {
+				t.Errorf("used index %d", used)
+			}
+			if _, _, err := next.inflight.Split(1, 128); !errors.Is(err, errInflight) {
+				t.Errorf("half the size: %v", err)
+			}
+			if _, _, err := next.inflight.Split(2, 256); err == nil {
+				t.Error("ring 2 of 2")
+			}
+		})
+		must(t, f.Close())
+	}
+	eventually(t, "nothing mapped", func() bool { return mappings(t, "memfd:shunt-inflight") == 0 })
+}
+
+func record(t *testing.T, a *Inflight, packed bool, queue, size int, used uint16) {
+	t.Helper()
+	if packed {
+		q, _, err := a.Packed(queue, size)
+		must(t, err)
+		shm.Store16(&q.UsedIdx, used)
+		return
+	}
+	q, _, err := a.Split(queue, size)
+	must(t, err)
+	shm.Store16(&q.UsedIdx, used)
+}
+
+func recorded(t *testing.T, a *Inflight, packed bool, queue, size int) uint16 {
+	t.Helper()
+	if packed {
+		q, entries, err := a.Packed(queue, size)
+		must(t, err)
+		if len(entries) != size {
+			t.Errorf("%d entries", len(entries))
+		}
+		return shm.Load16(&q.UsedIdx)
+	}
+	q, entries, err := a.Split(queue, size)
+	must(t, err)
+	if len(entries) != size {
+		t.Errorf("%d entries", len(entries))
+	}
+	return shm.Load16(&q.UsedIdx)
+}
+
+func TestBadInflightAreas(t *testing.T) {
+	d := newFake(t)
+	b := listenFake(t, d, Options{})
+	f := dial(t, b)
+	must(t, f.Negotiate(wantAll, wantAll))
+	fd := logFile(t)
+	for reason, i := range map[string]InflightFile{
+		"too few for 2 rings of 256":    {Bytes: pageSize, Queues: 2, Size: 256, FD: fd},
+		"of a file of 0x1000":           {Bytes: 2 * pageSize, Queues: 1, Size: 16, FD: fd},
+		"offset 0x8 in the file is not": {Bytes: 1024, Offset: 8, Queues: 1, Size: 16, FD: fd},
+		"offset 0xfffffffffffff000 of":  {Bytes: pageSize, Offset: ^uint64(pageSize - 1), Queues: 1, Size: 16, FD: fd},
+		"0 rings of 16":                 {Bytes: 1024, Queues: 0, Size: 16, FD: fd},
+		"3 rings of 16":                 {Bytes: 1024, Queues: 3, Size: 16, FD: fd},
+		"1 rings of 0":                  {Bytes: 1024, Queues: 1, Size: 0, FD: fd},
+		"1 rings of 65535":              {Bytes: 1024, Queues: 1, Size: 65535, FD: fd},
+		shm.ErrBacking.Error():          {Bytes: 1024, Queues: 1, Size: 16, FD: devNull(t)},
+	} {
+		refused(t, f.SetInflight(i))
+		if s := b.Status().Session; !strings.Contains(s.LastRefusal, reason) {
+			t.Errorf("want %q: %s", reason, s.LastRefusal)
+		}
+	}
+	d.set(func() {
+		if d.inflight != nil {
+			t.Error("the device has an area")
+		}
+	})
+	if _, err := f.GetInflight(3, 16); err == nil {
+		t.Error("more rings than there are")
+	}
+}
