@@ -88,6 +88,9 @@ func Connect(pools []*Pool) {
 	}
 }
 
+// Connected tells whether frames can come home from other pools, which nothing announces.
+func (p *Pool) Connected() bool { return len(p.home) > 0 }
+
 // Memory is what the pool's frames lie in.
 func (p *Pool) Memory() *Memory { return p.memory }
 

@@ -25,6 +25,9 @@ var (
 	MultiBuffer = Feature{Name: "xsk-multi-buffer", Since: "6.6", probe: probeMultiBuffer}
 	// TxBudget is more than 32 descriptors to a system call in copy mode, XDP_MAX_TX_SKB_BUDGET.
 	TxBudget = Feature{Name: "xsk-tx-budget", Since: "6.17", probe: probeTxBudget}
+	// BusyPolling is the driver's receiving on our own thread, SO_PREFER_BUSY_POLL. All kernels from our floor on have
+	// it, unless built without.
+	BusyPolling = Feature{Name: "xsk-busy-poll", Since: "5.11 and CONFIG_NET_RX_BUSY_POLL", probe: probeBusyPoll}
 )
 
 // Masked tells whether the environment variable SHUNT_MASK hides an optional feature, so that what happens without it
@@ -67,6 +70,15 @@ func probeMultiBuffer(fd int) error {
 func probeTxBudget(fd int) error {
 	err := unix.SetsockoptInt(fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, kernelBudget)
 	if errors.Is(err, unix.EACCES) || err == nil {
+		return nil
+	}
+	return ErrNotSupported
+}
+
+// probeBusyPoll asks for it. EPERM is from who knows the option.
+func probeBusyPoll(fd int) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PREFER_BUSY_POLL, 1)
+	if err == nil || errors.Is(err, unix.EPERM) {
 		return nil
 	}
 	return ErrNotSupported

@@ -22,8 +22,6 @@ type model struct {
 	flying               []uint64 // taken from tx, not yet completed
 	send                 func() unix.Errno
 	sends, fillKicks     int
-	fillBytes, txBytes   []byte
-	rxBytes, complBytes  []byte
 	invalid, transmitted int
 }
 
@@ -31,6 +29,7 @@ type model struct {
 type far struct {
 	producer, consumer, flags *uint32
 	mask                      uint32
+	bytes                     []byte
 }
 
 // layout of the model's rings; the real ones keep indices in cache lines of their own as well.
@@ -54,23 +53,21 @@ func newModel(tb testing.TB, frames, size int, start uint32) (*model, *Socket) {
 		tb.Fatal(err)
 	}
 	m := &model{umem: NewUMEM(memory)}
-	m.fillBytes, m.complBytes = ringBytes(size, 8, start), ringBytes(size, 8, start)
-	m.rxBytes, m.txBytes = ringBytes(size, 16, start), ringBytes(size, 16, start)
+	m.fill.attach(ringBytes(size, 8, start), size)
+	m.completion.attach(ringBytes(size, 8, start), size)
+	m.rx.attach(ringBytes(size, 16, start), size)
+	m.tx.attach(ringBytes(size, 16, start), size)
 	s := &Socket{umem: m.umem, fd: -1, o: SocketOptions{Device: Device{Name: "model", MTU: 1500, Queues: 1}}}
 	var errs [4]error
-	s.Fill, errs[0] = newProducer[uint64](m.fillBytes, layout, size)
-	s.Completion, errs[1] = newConsumer[uint64](m.complBytes, layout, size)
-	s.Rx, errs[2] = newConsumer[Desc](m.rxBytes, layout, size)
-	s.Tx, errs[3] = newProducer[Desc](m.txBytes, layout, size)
+	s.Fill, errs[0] = newProducer[uint64](m.fill.bytes, layout, size)
+	s.Completion, errs[1] = newConsumer[uint64](m.completion.bytes, layout, size)
+	s.Rx, errs[2] = newConsumer[Desc](m.rx.bytes, layout, size)
+	s.Tx, errs[3] = newProducer[Desc](m.tx.bytes, layout, size)
 	for _, err := range errs {
 		if err != nil {
 			tb.Fatal(err)
 		}
 	}
-	m.fill.attach(m.fillBytes, size)
-	m.tx.attach(m.txBytes, size)
-	m.rx.attach(m.rxBytes, size)
-	m.completion.attach(m.complBytes, size)
 	*m.tx.flags = unix.XDP_RING_NEED_WAKEUP // as in copy mode, for ever
 	m.send = func() unix.Errno { m.consume(kernelBudget); return 0 }
 	s.send = func(int) unix.Errno { m.sends++; return m.send() }
@@ -80,45 +77,56 @@ func newModel(tb testing.TB, frames, size int, start uint32) (*model, *Socket) {
 
 func (f *far) attach(b []byte, size int) {
 	f.producer, f.consumer, f.flags, _ = cells(b, layout)
-	f.mask = uint32(size - 1)
+	f.mask, f.bytes = uint32(size-1), b
 }
 
 func (f *far) full() bool { return *f.producer-*f.consumer > f.mask }
 
 // take moves up to n chunks out of the fill ring.
 func (m *model) take(n int) {
-	fill, _ := entries[uint64](m.fillBytes, layout, int(m.fill.mask)+1)
+	fill, _ := entries[uint64](m.fill.bytes, layout, int(m.fill.mask)+1)
 	for ; n > 0 && *m.fill.consumer != *m.fill.producer; n-- {
 		m.chunks = append(m.chunks, fill[*m.fill.consumer&m.fill.mask])
 		*m.fill.consumer++
 	}
 }
 
-// deliver puts a packet of length bytes, filled with its number, into the next chunk; false if there is none or no room.
-func (m *model) deliver(length uint32, number byte) bool {
-	if len(m.chunks) == 0 || m.rx.full() {
+// deliver puts a packet of length bytes, filled with its number, into the next chunk and the owner's rx ring; false if there is none or no room.
+func (m *model) deliver(length uint32, number byte) bool { return m.deliverTo(&m.rx, number, length) }
+
+// deliverTo puts a packet of one or more pieces into a socket's rx ring.
+func (m *model) deliverTo(rx *far, number byte, pieces ...uint32) bool {
+	if len(m.chunks) < len(pieces) || *rx.producer-*rx.consumer+uint32(len(pieces)) > rx.mask+1 {
 		return false
 	}
-	at := m.chunks[0] + unix.XDP_PACKET_HEADROOM
-	m.chunks = m.chunks[1:]
-	b := m.umem.memory.Bytes()[at : at+uint64(length)]
-	for i := range b {
-		b[i] = number
+	for i, length := range pieces {
+		at := m.chunks[0] + unix.XDP_PACKET_HEADROOM
+		m.chunks = m.chunks[1:]
+		b := m.umem.memory.Bytes()[at : at+uint64(length)]
+		for i := range b {
+			b[i] = number
+		}
+		d := Desc{Addr: at, Len: length}
+		if i < len(pieces)-1 {
+			d.Options = unix.XDP_PKT_CONTD
+		}
+		rx.push(d)
 	}
-	m.push(Desc{Addr: at, Len: length})
 	return true
 }
 
 // push writes a descriptor into the rx ring, whatever it says.
-func (m *model) push(d Desc) {
-	rx, _ := entries[Desc](m.rxBytes, layout, int(m.rx.mask)+1)
-	rx[*m.rx.producer&m.rx.mask] = d
-	*m.rx.producer++
+func (m *model) push(d Desc) { m.rx.push(d) }
+
+func (f *far) push(d Desc) {
+	rx, _ := entries[Desc](f.bytes, layout, int(f.mask)+1)
+	rx[*f.producer&f.mask] = d
+	*f.producer++
 }
 
 // consume takes up to n descriptors from the tx ring.
 func (m *model) consume(n int) {
-	tx, _ := entries[Desc](m.txBytes, layout, int(m.tx.mask)+1)
+	tx, _ := entries[Desc](m.tx.bytes, layout, int(m.tx.mask)+1)
 	for ; n > 0 && *m.tx.consumer != *m.tx.producer; n-- {
 		d := tx[*m.tx.consumer&m.tx.mask]
 		*m.tx.consumer++
@@ -140,9 +148,25 @@ func (m *model) complete(n int) {
 
 // finish writes an address into the completion ring, whatever it is.
 func (m *model) finish(address uint64) {
-	completion, _ := entries[uint64](m.complBytes, layout, int(m.completion.mask)+1)
+	completion, _ := entries[uint64](m.completion.bytes, layout, int(m.completion.mask)+1)
 	completion[*m.completion.producer&m.completion.mask] = address
 	*m.completion.producer++
+}
+
+// second makes another socket on the model's queue, which has an rx ring alone, of size entries.
+func (m *model) second(tb testing.TB, owner *Socket, size int, start uint32) (*far, *Socket) {
+	tb.Helper()
+	b := ringBytes(size, 16, start)
+	s := &Socket{umem: m.umem, fd: -1, o: owner.o}
+	s.o.Owner = owner
+	var err error
+	if s.Rx, err = newConsumer[Desc](b, layout, size); err != nil {
+		tb.Fatal(err)
+	}
+	rx := &far{}
+	rx.attach(b, size)
+	rx.bytes = b
+	return rx, s
 }
 
 // modelPort is a port on a model kernel, with a pool of all its frames.

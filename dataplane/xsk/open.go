@@ -33,6 +33,9 @@ func (o *SocketOptions) setDefaults() {
 	if o.BusyWait == 0 {
 		o.BusyWait = busyWait
 	}
+	if o.BusyPollBudget == 0 {
+		o.BusyPollBudget = busyPollBudget
+	}
 }
 
 func (o *SocketOptions) check() error {
@@ -44,6 +47,9 @@ func (o *SocketOptions) check() error {
 	}
 	if o.Budget != 0 && (o.Budget < kernelBudget || o.Budget > o.Tx) {
 		return fmt.Errorf("transmit budget %d: must be %d to the tx ring's %d", o.Budget, kernelBudget, o.Tx)
+	}
+	if o.Owner != nil && o.Owner.o.MultiBuffer != o.MultiBuffer {
+		return fmt.Errorf("the owner's socket has multi-buffer %v: all of a queue have the same", o.Owner.o.MultiBuffer)
 	}
 	if o.MultiBuffer {
 		return MultiBuffer.Check()
@@ -73,7 +79,7 @@ func (s *Socket) open() (err error) {
 		return fmt.Errorf("ask for the mode in force: %w", err)
 	}
 	s.zeroCopy = flags&unix.XDP_OPTIONS_ZEROCOPY != 0
-	return nil
+	return s.setBusyPoll()
 }
 
 // makeRings creates and maps the rings; the kernel maps none any more once the socket is bound.

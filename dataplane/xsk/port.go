@@ -8,6 +8,7 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"golang.org/x/sys/unix"
 )
 
 // Why a port drops frames.
@@ -16,6 +17,12 @@ var (
 	DropTooLong = dataplane.NewReason("too-long-for-uplink", "the frame is longer than the uplink's MTU allows; lower the MTU of the network or raise the uplink's")
 	// DropTooShort is for frames without a whole Ethernet header.
 	DropTooShort = dataplane.NewReason("too-short-for-uplink", "the frame has no whole Ethernet header")
+	// DropUnsegmented is for frames that got here to be cut into segments, which is a bug.
+	DropUnsegmented = dataplane.NewReason("uplink-unsegmented", "the frame reached the uplink without being segmented; please report it")
+	// DropPieces is for frames whose body lies in more pieces than the kernel takes.
+	DropPieces = dataplane.NewReason("uplink-pieces", "the frame lies in more pieces of memory than the uplink's socket takes")
+	// DropNoChunk is for long frames for whose rest there was no memory.
+	DropNoChunk = dataplane.NewReason("uplink-no-chunk", "no frame was free to copy the rest of a long frame to; give the workers more frame memory")
 	// DropChecksum is for frames that got here with a checksum nobody completed, which is a bug.
 	DropChecksum = dataplane.NewReason("uplink-checksum", "the frame reached the uplink without its checksum; please report it")
 	// DropRingFull is for frames that come faster than the uplink takes them.
@@ -24,7 +31,7 @@ var (
 	DropBusy = dataplane.NewReason("uplink-busy", "the uplink's device refused the frame; no carrier, or its own queue is full")
 	// DropDown is for frames while the uplink is down or gone.
 	DropDown = dataplane.NewReason("uplink-down", "the uplink's interface is down or was removed")
-	// DropMalformed is for received descriptors that make no sense, and packets that span several of them.
+	// DropMalformed is for received packets one of whose descriptors makes no sense, and those of several where that was not asked for.
 	DropMalformed = dataplane.NewReason("uplink-malformed", "the uplink received a packet that does not fit one frame")
 )
 
@@ -55,9 +62,12 @@ type PortOptions struct {
 	Counters *dataplane.Counters
 	// Fill is how many frames lie ready to receive into. Zero, or more than that: as many as the fill ring has entries.
 	Fill int
+	// CompletePartial finds packets whose checksum the sender's kernel left open, and says so in Frame.Checksum. It is for
+	// the host end of a veth: from a wire no such packets come, and one that looks like it would be looked for in vain.
+	CompletePartial bool
 }
 
-// Frames is how many frames ports with these options keep in the kernel at most.
+// Frames is how many frames ports with these options keep in the kernel at most; each Receiver adds its own.
 func (o *PortOptions) Frames() int { return o.fill() + o.sent() }
 
 func (o *PortOptions) fill() int {
@@ -75,16 +85,26 @@ type Port struct {
 	s        *Socket
 	pool     *frame.Pool
 	counters *dataplane.Counters
+	in       intake
 
-	fillMark, txMark mark // in the UMEM's ledger
-	filled, fill     int  // frames in the receiving half of the kernel, and how many are to be
-	sent, limit      int  // frames in its transmitting half, and how many may be
-	staged           int  // descriptors that Transmit has written and not submitted yet
-	stagedBytes      int  // of their frames
-	maxLen           int  // of a frame, in bytes
-	chain            bool // within a packet of several descriptors, which is being dropped
-	down             bool // the last try to transmit found the interface down
-	gone             bool // ... or unregistered, for good
+	txMark        mark // in the UMEM's ledger; that of what is filled is in.from
+	filled, fill  int  // frames in the receiving half of the kernel, and how many are to be
+	sent, limit   int  // frames in its transmitting half, and how many may be
+	staged        int  // descriptors that Transmit has written and not submitted yet
+	stagedPackets int  // which they describe
+	stagedBytes   int
+	maxLen        int  // of a packet, in bytes
+	down          bool // the last try to transmit found the interface down
+	gone          bool // ... or unregistered, for good
+	parts         [frame.MaxBody]*frame.Frame
+
+	receivers []*Receiver
+	wake      int // eventfd for them; -1 before there are any
+
+	_        [64]byte      // the next line is read by the receivers' workers
+	asleep   atomic.Bool   // the worker sleeps, or is about to
+	patience atomic.Uint32 // how many chunks each of them may take before it wakes that
+	_        [64]byte
 
 	stats PortStats
 }
@@ -95,6 +115,11 @@ type PortStats struct {
 	Kicks, RxKicks atomic.Uint64
 	// Kept counts calls that left descriptors in the ring, for the next round: EAGAIN, ENOBUFS.
 	Kept atomic.Uint64
+	// Polls counts calls to run the driver's receiving on our own thread.
+	Polls atomic.Uint64
+	// Chained counts packets sent in several descriptors.
+	Chained atomic.Uint64
+
 	// Unknown counts addresses from the kernel that it did not have from us. They are ignored.
 	Unknown atomic.Uint64
 }
@@ -108,10 +133,11 @@ func NewPort(o PortOptions) (*Port, error) {
 	case o.Pool.Memory() != s.umem.memory:
 		return nil, errors.New("AF_XDP port: its pool is of another memory than its socket's UMEM")
 	}
-	p := &Port{s: s, pool: o.Pool, counters: o.Counters, fill: o.fill(), limit: o.sent()}
+	p := &Port{s: s, pool: o.Pool, counters: o.Counters, fill: o.fill(), limit: o.sent(), wake: -1}
+	p.in = intake{s: s, counters: o.Counters, unknown: &p.stats.Unknown, partial: o.CompletePartial}
 	p.SetMTU(s.o.Device.MTU)
 	var err error
-	if p.fillMark, p.txMark, err = s.umem.marks(); err != nil {
+	if p.in.from, p.txMark, err = s.umem.marks(); err != nil {
 		return nil, err
 	}
 	p.refill(o.Pool)
@@ -131,36 +157,67 @@ func (p *Port) Stats() *PortStats { return &p.stats }
 // SetMTU follows a change of the device's MTU, on the owning worker.
 func (p *Port) SetMTU(mtu int) { p.maxLen = mtu + ethernetHeader + vlanTag }
 
+// SetPool follows the port to another worker, whose pool this is; see dataplane.Link.Move. Frames in the kernel's hands return to the pools they
+// came from.
+func (p *Port) SetPool(pool *frame.Pool) { p.pool = pool }
+
+// WakeFD is an eventfd by which receivers wake the port's worker, to be watched with draining like the socket's file; -1 while there were
+// no receivers.
+func (p *Port) WakeFD() int { return p.wake }
+
 // Arm cleans up, since a fill ring that was left short would end all receiving, and tells how long nothing can happen but what the
-// socket's file reports.
+// files report.
 func (p *Port) Arm() time.Duration {
+	if p.in.shared {
+		p.asleep.Store(true)
+	}
 	p.reap(p.pool)
+	if p.pool.Connected() {
+		p.pool.Collect()
+	}
 	p.refill(p.pool)
-	switch backlog := p.s.Tx.Unread() > 0; {
+	backlog := p.s.Tx.Unread() > 0
+	switch {
 	case p.gone:
 		return dataplane.Forever
 	case p.down && backlog:
 		return downRetry
-	case backlog, p.sent > 0 && p.pool.Len() == 0:
+	case backlog, p.sent > 0 && p.pool.Len() == 0, p.starved():
 		return noFileTells
 	}
 	return dataplane.Forever
 }
 
+// starved tells whether the kernel has few chunks because the frames are with other workers. That they come home is told by nothing.
+func (p *Port) starved() bool {
+	return p.pool.Connected() && p.pool.Len() == 0 && p.missing() > p.fill/2
+}
+
 // Pending tells whether a packet is there.
 func (p *Port) Pending() bool { return p.s.Rx.Peek(1) > 0 }
 
-// Disarm has nothing to take back.
-func (p *Port) Disarm() {}
+// Disarm tells the receivers that the worker is awake.
+func (p *Port) Disarm() {
+	if p.in.shared {
+		p.asleep.Store(false)
+	}
+}
 
 // Fault is never ours: frames lie in private memory, the rings are the kernel's.
 func (p *Port) Fault(uintptr) bool { return false }
 
-// Close closes the socket, after the worker dropped the port and before Reclaim. It may sleep: not on a worker.
-func (p *Port) Close() error { return p.s.Close() }
+// Close closes the socket, after the worker dropped the port, its receivers were closed and reclaimed, and before Reclaim. It may sleep: not on a worker.
+func (p *Port) Close() error {
+	err := p.s.Close()
+	if p.wake >= 0 {
+		err = errors.Join(err, unix.Close(p.wake))
+		p.wake = -1
+	}
+	return err
+}
 
 // Reclaim gives the pool all frames that were in the kernel, and returns how many. On the pool's worker, after Close.
 func (p *Port) Reclaim(pool *frame.Pool) int {
-	p.filled, p.sent, p.staged, p.stagedBytes = 0, 0, 0, 0
-	return p.s.umem.reclaim(pool, p.fillMark, p.txMark)
+	p.filled, p.sent, p.staged, p.stagedPackets, p.stagedBytes = 0, 0, 0, 0, 0
+	return p.in.giveUp(pool) + p.s.umem.reclaim(pool, p.in.from, p.txMark)
 }

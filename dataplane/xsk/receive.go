@@ -2,72 +2,36 @@ package xsk
 
 import (
 	"github.com/shuntio/shunt/dataplane/frame"
-	"golang.org/x/sys/unix"
 )
 
 // The way of a packet from the device, once a round:
 //
-//	rx ──▶ receive ──▶ into
-//	                  pool ──▶ refill ──▶ fill ──▶ kernel
+//	rx ──▶ intake ──▶ into
+//	                 pool ──▶ refill ──▶ fill ──▶ kernel
 
 // Receive takes what arrived, and fills the fill ring up again at once, so that it never runs dry.
 func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) int {
 	p.reap(pool)
-	n := p.receive(into, pool)
+	if p.s.busyPoll && p.s.Rx.Peek(1) == 0 {
+		p.poll()
+	}
+	n, taken := p.in.receive(into, pool)
+	p.filled -= taken
 	p.refill(pool)
 	return n
 }
 
-func (p *Port) receive(into []*frame.Frame, pool *frame.Pool) (n int) {
-	ready := p.s.Rx.Peek(len(into))
-	if ready == 0 {
-		return 0
-	}
-	bytes, malformed := 0, 0
-	for i := range ready {
-		d := p.s.Rx.At(i)
-		f, off := p.s.umem.take(d.Addr, p.fillMark)
-		if f == nil {
-			p.stats.Unknown.Add(1)
-			continue
-		}
-		p.filled--
-		if !p.whole(&d) || !f.SetHead(off, d.Len) {
-			pool.Put(f)
-			malformed++
-			continue
-		}
-		into[n] = f
-		n++
-		bytes += int(d.Len)
-	}
-	p.s.Rx.Release(ready)
-	p.counters.RxPackets.Add(uint64(n + malformed))
-	p.counters.RxBytes.Add(uint64(bytes))
-	if malformed > 0 {
-		p.counters.Drop(DropMalformed, malformed)
-	}
-	return n
-}
-
-// whole tells whether the descriptor is a packet by itself. The pieces of one that is not are all dropped, each counted.
-func (p *Port) whole(d *Desc) bool {
-	within := p.chain
-	p.chain = d.Options&unix.XDP_PKT_CONTD != 0
-	return !within && !p.chain
-}
-
 // refill gives the kernel chunks to receive into.
 func (p *Port) refill(pool *frame.Pool) {
-	n := min(p.fill-p.filled, pool.Len())
+	n := min(p.missing(), pool.Len())
 	if n <= 0 {
 		return
 	}
 	n = p.s.Fill.Reserve(n)
 	for i := range n {
 		f := pool.Get()
-		p.s.umem.give(f, p.fillMark)
 		p.s.Fill.Set(i, f.Address()&^(frame.ChunkSize-1))
+		p.s.umem.give(f, p.in.from) // the frame is another's from now on
 	}
 	p.s.Fill.Submit(n)
 	p.filled += n
@@ -75,6 +39,21 @@ func (p *Port) refill(pool *frame.Pool) {
 		p.stats.RxKicks.Add(1)
 		p.s.receive(p.s.fd)
 	}
+}
+
+// missing is how many chunks the kernel is to get. Alone, a port has as many in the kernel's hands as were configured. With receivers so
+// many lie in the fill ring, whatever the receivers leave in their own rings; those are allowed for on top, so that a slow one
+// starves no other.
+func (p *Port) missing() int {
+	if len(p.receivers) == 0 {
+		return p.fill - p.filled
+	}
+	most := p.fill
+	for _, r := range p.receivers {
+		p.filled -= r.news()
+		most += r.Frames()
+	}
+	return min(most-p.filled, p.fill-p.s.Fill.Unread())
 }
 
 // Release has nothing to end: received frames borrow nothing.

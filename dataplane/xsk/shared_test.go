@@ -71,7 +71,7 @@ func TestSharedQueue(t *testing.T) {
 		found := false
 		for i := range n {
 			d := second.Rx.At(i)
-			f, off := u.take(d.Addr, owner.fillMark)
+			f, off := u.take(d.Addr, owner.in.from, false)
 			if f == nil || !f.SetHead(off, d.Len) {
 				t.Fatalf("%+v is not one of the owner's chunks", d)
 			}

@@ -63,8 +63,14 @@ type SocketOptions struct {
 	Fill, Completion int
 	// Mode asks for zero copy or copy. Zero: ModeAuto.
 	Mode Mode
-	// MultiBuffer lets packets span descriptors. It needs a kernel that has the MultiBuffer feature.
+	// MultiBuffer lets packets span descriptors. It needs a kernel that has the MultiBuffer feature, and is for an MTU that
+	// does not fit one chunk: ModeAuto takes copy with it where the driver has no zero copy of such packets.
 	MultiBuffer bool
+	// BusyPoll says whether the driver's receiving runs on the worker's thread, when that asks for it, rather than in an interrupt.
+	// Zero: BusyPollOff. Only for a queue's owner.
+	BusyPoll BusyPoll
+	// BusyPollBudget is how many packets the driver handles in one such call at most. Zero: 64.
+	BusyPollBudget int
 	// Budget is how many descriptors a system call transmits at most in copy mode, from 32 to Tx. Zero: 32. More
 	// needs a kernel that has the TxBudget feature.
 	Budget int
@@ -88,6 +94,7 @@ type Socket struct {
 	o        SocketOptions
 	fd       int
 	zeroCopy bool
+	busyPoll bool
 	maps     [][]byte // the rings' mappings
 
 	// send and receive are the two system calls that wake the kernel. Fields, so that a test can be the kernel.
@@ -111,6 +118,31 @@ func (s *Socket) FD() int { return s.fd }
 
 // ZeroCopy tells the mode in force.
 func (s *Socket) ZeroCopy() bool { return s.zeroCopy }
+
+// InForce is what a socket has of what the kernel and the device may lack.
+type InForce struct {
+	// ZeroCopy: the device works on the frames themselves.
+	ZeroCopy bool
+	// MultiBuffer: packets may span descriptors.
+	MultiBuffer bool
+	// BusyPoll: the driver's receiving runs on the worker's thread. Before a first packet came the kernel does not know
+	// which driver's queue that is; see Polled.
+	BusyPoll bool
+	// Polled: it knows, so calls reach the driver.
+	Polled bool
+	// Budget is how many descriptors a system call transmits at most in copy mode.
+	Budget int
+}
+
+// InForce asks the kernel where it may have changed. Any goroutine may.
+func (s *Socket) InForce() InForce {
+	f := InForce{ZeroCopy: s.zeroCopy, MultiBuffer: s.o.MultiBuffer, BusyPoll: s.busyPoll, Budget: max(s.o.Budget, kernelBudget)}
+	if f.BusyPoll {
+		id, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_INCOMING_NAPI_ID)
+		f.Polled = err == nil && id != 0
+	}
+	return f
+}
 
 // Statistics are the kernel's counts of a socket (struct xdp_statistics).
 type Statistics struct {
@@ -138,20 +170,32 @@ func (s *Socket) Statistics() (Statistics, error) {
 // Close closes the socket; no goroutine may use it or its rings any more. The kernel writes into no frame after it. Sockets
 // that share the queue are closed before its owner.
 func (s *Socket) Close() error {
+	wasOpen := s.fd >= 0
+	err := errors.Join(s.shut(), s.unmap())
+	if wasOpen && s.zeroCopy && s.o.Owner == nil {
+		err = errors.Join(err, awaitFree(s.o.Device, s.o.Queue, busyWait))
+	}
+	return err
+}
+
+// shut closes the socket and leaves the rings as the kernel wrote them last: it waits for softirqs that still see the socket.
+func (s *Socket) shut() error {
 	if s.fd < 0 {
 		return nil
 	}
 	s.umem.forget(s)
 	err := unix.Close(s.fd)
 	s.fd = -1
+	return err
+}
+
+// unmap takes the rings away.
+func (s *Socket) unmap() (err error) {
 	for _, b := range s.maps {
 		err = errors.Join(err, unix.Munmap(b))
 	}
 	s.maps = nil
 	s.Rx, s.Tx, s.Fill, s.Completion = Consumer[Desc]{}, Producer[Desc]{}, Producer[uint64]{}, Consumer[uint64]{}
-	if s.zeroCopy && s.o.Owner == nil {
-		err = errors.Join(err, awaitFree(s.o.Device, s.o.Queue, busyWait))
-	}
 	return err
 }
 

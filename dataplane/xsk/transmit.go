@@ -14,31 +14,75 @@ import (
 
 // Transmit writes descriptors of the frames and keeps them until the kernel gives them back. The kernel is called by Flush.
 func (p *Port) Transmit(frames []*frame.Frame, pool *frame.Pool) {
-	room := p.room(len(frames), pool)
+	room := p.room(p.descriptors(frames), pool)
 	for i, f := range frames {
 		if f == nil {
 			continue
 		}
-		if p.staged == room {
-			p.counters.Drop(p.noRoom(), 1)
-			pool.Put(f)
-			frames[i] = nil
+		if p.staged == room { // before a body is copied for nothing
+			p.drop(f, p.noRoom())
 			continue
 		}
-		if why, ok := p.fits(f); !ok { // its body may fault, or that of one behind it: what was dropped and counted leaves the vector
-			p.counters.Drop(why, 1)
-			pool.Put(f)
-			frames[i] = nil
+		n, why := p.prepare(f, pool) // a body may fault, this one's or that of one behind it
+		if n > room-p.staged {
+			n, why = 0, p.noRoom()
+		}
+		if n == 0 {
+			p.drop(f, why)
 			continue
 		}
-		length := f.HeadLen()
-		p.s.umem.give(f, p.txMark)
-		p.s.Tx.Set(p.staged, Desc{Addr: f.Address(), Len: uint32(length)})
 		frames[i] = nil
-		p.staged++
-		p.stagedBytes += length
+		p.stagedPackets++
+		p.stagedBytes += f.Len()
+		if n == 1 {
+			p.stage(f, 0)
+		} else {
+			p.stageChain(f)
+		}
 	}
 	p.submit()
+}
+
+// drop counts a frame, which stays in the vector.
+func (p *Port) drop(f *frame.Frame, why dataplane.Reason) {
+	p.counters.Drop(why, 1)
+	why.Mark(f)
+}
+
+// descriptors estimates how many the frames take.
+func (p *Port) descriptors(frames []*frame.Frame) int {
+	n := len(frames)
+	if !p.s.o.MultiBuffer {
+		return n
+	}
+	for _, f := range frames {
+		if f != nil && f.Len() > f.HeadLen()+f.Room() {
+			n += max(len(f.Body()), f.Len()/frame.ChunkSize+1)
+		}
+	}
+	return n
+}
+
+// stage writes the descriptor of one chunk.
+func (p *Port) stage(f *frame.Frame, options uint32) {
+	p.s.Tx.Set(p.staged, Desc{Addr: f.Address(), Len: uint32(f.HeadLen()), Options: options})
+	p.s.umem.give(f, p.txMark)
+	p.staged++
+}
+
+// stageChain writes those of a frame with a body of its own. Each chunk is the kernel's, and comes back, by itself.
+func (p *Port) stageChain(f *frame.Frame) {
+	n := f.Scatter(&p.parts)
+	p.stage(f, unix.XDP_PKT_CONTD)
+	for i, part := range p.parts[:n] {
+		options := uint32(unix.XDP_PKT_CONTD)
+		if i == n-1 {
+			options = 0
+		}
+		p.stage(part, options)
+		p.parts[i] = nil
+	}
+	p.stats.Chained.Add(1)
 }
 
 // submit hands the staged descriptors to the kernel. There are some at the beginning of a Transmit or Flush only if the one before
@@ -49,24 +93,38 @@ func (p *Port) submit() {
 	}
 	p.s.Tx.Submit(p.staged)
 	p.sent += p.staged
-	p.counters.TxPackets.Add(uint64(p.staged))
+	p.counters.TxPackets.Add(uint64(p.stagedPackets))
 	p.counters.TxBytes.Add(uint64(p.stagedBytes))
-	p.staged, p.stagedBytes = 0, 0
+	p.staged, p.stagedPackets, p.stagedBytes = 0, 0, 0
 }
 
-// fits makes the frame one private piece that the device may be given, or says why it can't be.
-func (p *Port) fits(f *frame.Frame) (why dataplane.Reason, ok bool) {
+// maxPieces is how many descriptors of a packet the kernel takes in copy mode: MAX_SKB_FRAGS, as it is unless configured, and the first.
+const maxPieces = 18
+
+// prepare makes the frame private, in one piece if it fits one: copying what fits is cheaper by far than a further descriptor, for which the kernel
+// takes a page (BenchmarkChain). It returns how many descriptors the frame takes; 0 if it can't be sent, and why.
+func (p *Port) prepare(f *frame.Frame, pool *frame.Pool) (n int, why dataplane.Reason) {
 	switch n := f.Len(); {
 	case n > p.maxLen:
-		return DropTooLong, false
+		return 0, DropTooLong
 	case n < ethernetHeader: // the kernel would refuse an empty one and never give it back
-		return DropTooShort, false
+		return 0, DropTooShort
+	case f.GSO.Type != frame.GSONone:
+		return 0, DropUnsegmented
 	case f.Checksum.Needed:
-		return DropChecksum, false
-	case !f.Gather():
-		return DropTooLong, false
+		return 0, DropChecksum
+	case f.Gather():
+		f.Shed(pool)
+		return 1, 0
+	case !p.s.o.MultiBuffer:
+		return 0, DropTooLong
+	case !f.Own(pool):
+		return 0, DropNoChunk
 	}
-	return 0, true
+	if n = 1 + len(f.Body()); n > maxPieces {
+		return 0, DropPieces
+	}
+	return n, 0
 }
 
 // room is how many descriptors can be written, at most n. Where there is not enough, it lets the kernel work first.
@@ -99,7 +157,7 @@ func (p *Port) reap(pool *frame.Pool) {
 	}
 	n := p.s.Completion.Peek(p.s.Completion.Len())
 	for i := range n {
-		f, _ := p.s.umem.take(p.s.Completion.At(i), p.txMark)
+		f, _ := p.s.umem.take(p.s.Completion.At(i), p.txMark, false)
 		if f == nil {
 			p.stats.Unknown.Add(1)
 			continue
@@ -123,7 +181,7 @@ func (p *Port) Flush() {
 // return 0 as well when they stopped at a full completion ring.
 func (p *Port) kick() {
 	unread := p.s.Tx.Unread()
-	for unread > 0 && p.s.wantsTx() {
+	for unread > 0 && (p.s.busyPoll || p.s.wantsTx()) {
 		errno := p.s.send(p.s.fd)
 		p.stats.Kicks.Add(1)
 		p.down = errno == unix.ENETDOWN || errno == unix.ENXIO

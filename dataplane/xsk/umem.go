@@ -3,7 +3,9 @@ package xsk
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane/frame"
 	"golang.org/x/sys/unix"
@@ -14,8 +16,9 @@ type UMEM struct {
 	memory *frame.Memory
 
 	// holders is the ledger: for each frame the mark of who holds it in the kernel, or ours. An entry is written by the
-	// worker that owns the frame at the moment it gives it away or takes it back; the rings order those writes
-	// between workers that share a queue.
+	// worker that owns the frame at the moment it gives it to the kernel, and by the one that takes it back: always the same
+	// for what was transmitted, any of those that share the queue for what was received. The rings order the two. Marks
+	// are a port's own, so whoever finds another's, at any time, knows that the frame is not his.
 	holders []mark
 
 	mu      sync.Mutex // guards what follows; never taken on the data path
@@ -24,7 +27,7 @@ type UMEM struct {
 }
 
 // mark names one of the two directions in which a port's frames are with the kernel.
-type mark uint16
+type mark = uint32
 
 // ours marks a frame that the kernel does not hold.
 const ours mark = 0
@@ -41,37 +44,44 @@ func (u *UMEM) Memory() *frame.Memory { return u.memory }
 func (u *UMEM) marks() (fill, tx mark, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.queues > 0xfffd {
-		return 0, 0, errors.New("more than 32767 AF_XDP ports were made of one UMEM")
+	if u.queues > math.MaxUint32-2 {
+		return 0, 0, errors.New("more than two thousand million AF_XDP ports were made of one UMEM")
 	}
 	u.queues += 2
 	return u.queues - 1, u.queues, nil
 }
 
 // give marks a frame as the kernel's.
-func (u *UMEM) give(f *frame.Frame, to mark) { u.holders[f.Address()/frame.ChunkSize] = to }
+func (u *UMEM) give(f *frame.Frame, to mark) { store(&u.holders[f.Address()/frame.ChunkSize], to) }
 
 // take returns the frame that an address from a ring lies in, if it was given to that ring's counterpart and has not been
-// taken back since; else nil. off is where in its chunk the address lies.
-func (u *UMEM) take(address uint64, from mark) (f *frame.Frame, off uint32) {
+// taken back since; else nil. off is where in its chunk the address lies. Where several workers take what one gave (shared), an address
+// that comes up in the rings of two is believed once.
+func (u *UMEM) take(address uint64, from mark, shared bool) (f *frame.Frame, off uint32) {
 	f, off = u.memory.At(address)
 	if f == nil {
 		return nil, 0
 	}
 	holder := &u.holders[address/frame.ChunkSize]
-	if *holder != from {
+	switch {
+	case shared:
+		if !atomic.CompareAndSwapUint32(holder, from, ours) {
+			return nil, 0
+		}
+	case load(holder) != from:
 		return nil, 0
+	default:
+		store(holder, ours)
 	}
-	*holder = ours
 	return f, off
 }
 
 // reclaim gives the pool every frame that bears one of the marks, and returns how many those were.
 func (u *UMEM) reclaim(pool *frame.Pool, fill, tx mark) (n int) {
-	for i, m := range u.holders {
-		if m == fill || m == tx {
+	for i := range u.holders {
+		if m := load(&u.holders[i]); m == fill || m == tx {
 			f, _ := u.memory.At(uint64(i) * frame.ChunkSize)
-			u.holders[i] = ours
+			store(&u.holders[i], ours)
 			pool.Put(f)
 			n++
 		}
