@@ -232,6 +232,7 @@ func sameFixedParts(running, want *config.Config) error {
 	}{
 		{"workers.cpus", running.Workers.CPUs, want.Workers.CPUs},
 		{"workers.idle", running.Workers.Idle, want.Workers.Idle},
+		{"workers.huge-pages", running.Workers.HugePages, want.Workers.HugePages},
 		{"control.socket", running.Control.Socket, want.Control.Socket},
 		{"control.group", running.Control.Group, want.Control.Group},
 		{"control.metrics", running.Control.Metrics, want.Control.Metrics},

@@ -18,6 +18,7 @@ import (
 	"fmt"
 
 	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // What an engine's or controller's error may wrap. The API makes status codes of them.
@@ -85,6 +86,9 @@ type Engine interface {
 	Status() EngineStatus
 	// Stats tells all counters. They only grow while their object exists.
 	Stats() Stats
+	// ACLHits tells by what policy a port's packets are judged, nil if by none, and how many packets each of its rules decided about, or wraps
+	// ErrNotFound.
+	ACLHits(port string) (*acl.Policy, acl.Hits, error)
 	// FDB lists a network's forwarding table, or wraps ErrNotFound.
 	FDB(network string) ([]FDBEntry, error)
 
@@ -95,5 +99,6 @@ type Engine interface {
 // Replaces reports whether a port changes so that its guest has to connect anew: the controller then removes and adds
 // it, and does not update it.
 func Replaces(was, will config.Port) bool {
-	return was.Socket != will.Socket || was.Role != will.Role || was.Queues != will.Queues
+	return was.Socket != will.Socket || was.Interface != will.Interface || was.Role != will.Role || was.Queues != will.Queues ||
+		was.Coalesce != will.Coalesce
 }

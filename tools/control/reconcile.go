@@ -225,7 +225,7 @@ func (r *reconciler) uplinkObstacle(u config.Uplink) error {
 			return because(errFollows, "uplink %s still holds what it needs", o.Name)
 		}
 	}
-	return r.socketObstacle(u.VhostUser, object{KindUplink, u.Name})
+	return r.attachObstacle(u.VhostUser, u.Interface, object{KindUplink, u.Name})
 }
 
 func (r *reconciler) networkObstacle(n config.Network) error {
@@ -249,21 +249,29 @@ func (r *reconciler) portObstacle(p config.Port) error {
 			return because(errFollows, "port %s still has its MAC address %s", o.Name, p.MAC)
 		}
 	}
-	return r.socketObstacle(p.Socket, object{KindPort, p.Name})
+	return r.attachObstacle(p.Socket, p.Interface, object{KindPort, p.Name})
 }
 
-func (r *reconciler) socketObstacle(socket string, of object) error {
-	if socket == "" {
+// attachObstacle says who still holds the socket or the interface that an object needs.
+func (r *reconciler) attachObstacle(socket, device string, of object) error {
+	holds := func(o object, itsSocket, itsDevice string) error {
+		switch {
+		case o == of:
+		case socket != "" && itsSocket == socket:
+			return because(errFollows, "%s %s still has its socket %s", o.kind, o.name, socket)
+		case device != "" && itsDevice == device:
+			return because(errFollows, "%s %s still has its interface %s", o.kind, o.name, device)
+		}
 		return nil
 	}
 	for _, o := range r.uplinks.now {
-		if o.VhostUser == socket && of != (object{KindUplink, o.Name}) {
-			return because(errFollows, "uplink %s still has its socket %s", o.Name, socket)
+		if err := holds(object{KindUplink, o.Name}, o.VhostUser, o.Interface); err != nil {
+			return err
 		}
 	}
 	for _, o := range r.ports.now {
-		if o.Socket == socket && of != (object{KindPort, o.Name}) {
-			return because(errFollows, "port %s still has its socket %s", o.Name, socket)
+		if err := holds(object{KindPort, o.Name}, o.Socket, o.Interface); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/tools/control/controltest"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 func parse(t testing.TB, text string) *config.Config {
@@ -64,6 +65,13 @@ func TestSteps(t *testing.T) {
 			"RemovePort p1, UpdatePort p2, AddPort p1"},
 		{"socket changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/c", 1), "RemovePort p1, AddPort p1"},
 		{"mode changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, mode: 0600", 1), "UpdatePort p1"},
+		{"moved to an interface", up + blue + ports, up + blue + strings.Replace(ports, "socket: /a", "interface: veth1", 1), "RemovePort p1, AddPort p1"},
+		{"interface of an uplink", "uplinks: [{name: up0, interface: eth1}]\n" + "networks: [{name: blue}]\n",
+			"networks: [{name: blue}]\n" + strings.Replace(ports, "socket: /a", "interface: eth1", 1), "RemoveUplink up0, AddPort p1, AddPort p2"},
+		{"interface for an uplink", "networks: [{name: blue}]\n" + strings.Replace(ports, "socket: /a", "interface: eth1", 1), up + "networks: [{name: blue}]\n" + ports,
+			"RemovePort p1, AddUplink up0, AddPort p1"},
+		{"moved to other workers", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, workers: [1]", 1), "UpdatePort p1"},
+		{"acl changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, acl: {rules: [allow in]}", 1), "UpdatePort p1"},
 		{"order changed", "networks: [{name: a}, {name: b}]", "networks: [{name: b}, {name: a}]", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -248,7 +256,7 @@ func checkUntouched(t *rapid.T, calls []string, was, want *config.Config) {
 			t.Fatalf("port %s did not change: %v", p.Name, calls)
 		}
 		i := slices.IndexFunc(was.Ports, func(o config.Port) bool { return o.Name == p.Name })
-		if i >= 0 && was.Ports[i].Socket == p.Socket && was.Ports[i].MAC == p.MAC && touched("RemovePort "+p.Name) && was.Ports[i].Network == p.Network {
+		if i >= 0 && !control.Replaces(was.Ports[i], p) && was.Ports[i].MAC == p.MAC && touched("RemovePort "+p.Name) && was.Ports[i].Network == p.Network {
 			t.Fatalf("port %s did not have to reconnect: %v", p.Name, calls)
 		}
 	}
@@ -263,7 +271,7 @@ func drawConfig(t *rapid.T) *config.Config {
 	c := &config.Config{}
 	few := rapid.IntRange(0, 3)
 	distinct := func(label string) *rapid.Generator[[]int] { return rapid.Permutation([]int{0, 1, 2, 3}) }
-	interfaces := distinct("interfaces").Draw(t, "interfaces")
+	interfaces := rapid.Permutation([]int{0, 1, 2, 3, 4, 5}).Draw(t, "interfaces") // the first three for uplinks, the others for ports
 	for i := range few.Draw(t, "uplinks") {
 		c.Uplinks = append(c.Uplinks, config.Uplink{Name: fmt.Sprint("up", i), Interface: fmt.Sprint("eth", interfaces[i]),
 			Mode: rapid.SampledFrom([]config.BindMode{config.BindAuto, config.BindCopy}).Draw(t, "bind"),
@@ -286,10 +294,19 @@ func drawConfig(t *rapid.T) *config.Config {
 	}
 	sockets, macs := distinct("sockets").Draw(t, "sockets"), distinct("macs").Draw(t, "macs")
 	for i, which := range distinct("ports").Draw(t, "ports")[:few.Draw(t, "ports")] {
-		c.Ports = append(c.Ports, config.Port{Name: fmt.Sprint("p", which),
+		p := config.Port{Name: fmt.Sprint("p", which),
 			Network: c.Networks[rapid.IntRange(0, len(c.Networks)-1).Draw(t, "network")].Name,
-			Socket:  fmt.Sprint("/run/", sockets[i]), MAC: config.MAC{0x52, 0x54, 0, 0, 0, byte(macs[i])},
-			Queues: 1, AntiSpoof: rapid.Bool().Draw(t, "anti-spoof")})
+			MAC:     config.MAC{0x52, 0x54, 0, 0, 0, byte(macs[i])}, Queues: 2, AntiSpoof: rapid.Bool().Draw(t, "anti-spoof")}
+		if rapid.Bool().Draw(t, "interface") {
+			p.Interface = fmt.Sprint("eth", interfaces[3+i])
+		} else {
+			p.Socket, p.Role = fmt.Sprint("/run/", sockets[i]), rapid.SampledFrom([]config.Role{config.RoleServer, config.RoleClient}).Draw(t, "role")
+		}
+		p.Workers = rapid.SampledFrom([][]int{nil, {0}, {1, 0}}).Draw(t, "workers")
+		if rapid.Bool().Draw(t, "acl") {
+			p.ACL = &acl.Policy{Default: acl.Allow, Rules: make([]acl.Rule, rapid.IntRange(0, 1).Draw(t, "rules"))}
+		}
+		c.Ports = append(c.Ports, p)
 	}
 	return c
 }

@@ -82,7 +82,8 @@ func (r *reconciler) uplinkGoes(name string) bool {
 
 // parked is a network without its way to other hosts.
 func parked(n config.Network) config.Network {
-	return config.Network{Name: n.Name, MTU: n.MTU, Learning: n.Learning}
+	n.VNI, n.Uplink, n.Flood, n.Entries = 0, "", nil, nil
+	return n
 }
 
 // 3

@@ -56,6 +56,9 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 		log: log, idle: c.Idle, cpu: -1, ended: make(chan error, 1), done: make(chan struct{}),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
 	}
+	if err := unsupported(c); err != nil {
+		return nil, err
+	}
 	if e.cpu, err = workerCPU(c.CPUs); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/shuntio/shunt/dataplane/packet"
 	"github.com/shuntio/shunt/dataplane/wire"
@@ -144,6 +145,7 @@ func vxlanNetwork(n *network) vxlan.Network {
 	c := n.config
 	v := vxlan.Network{
 		Name: c.Name, VNI: c.VNI, Flat: n.flat(), Uplink: c.Uplink, MTU: c.MTU, Learning: c.Learning, Flood: c.Flood,
+		Age: time.Duration(c.Age), LearnLimit: c.LearnLimit,
 	}
 	for _, entry := range c.Entries {
 		v.Entries = append(v.Entries, vxlan.Entry{MAC: wire.MACFrom(entry.MAC), IP: entry.IP, VTEP: entry.VTEP})

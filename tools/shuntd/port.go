@@ -34,6 +34,9 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 	if n == nil {
 		return fmt.Errorf("network %s: %w", c.Network, control.ErrNotFound)
 	}
+	if err := unsupported(c); err != nil {
+		return err
+	}
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
@@ -108,6 +111,9 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 	case n == nil:
 		return fmt.Errorf("network %s: %w", c.Network, control.ErrNotFound)
 	}
+	if err := unsupported(c); err != nil {
+		return err
+	}
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
@@ -181,7 +187,7 @@ func (e *engine) hangUp(p *port, why error) {
 }
 
 func vxlanPort(c config.Port) vxlan.Port {
-	return vxlan.Port{Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof}
+	return vxlan.Port{Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof, LearnLimit: c.LearnLimit}
 }
 
 // account is the number of a user or group, which may be given by name; 0 if none is.

@@ -65,6 +65,9 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	if c.VhostUser != "" {
 		return errors.New("a vhost-user uplink is not supported yet: give an interface")
 	}
+	if err := unsupported(c); err != nil {
+		return err
+	}
 	u := &uplink{config: c, heard: &dataplane.Counters{}}
 	defer func() {
 		if err != nil {

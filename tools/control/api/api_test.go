@@ -218,7 +218,7 @@ func TestErrors(t *testing.T) {
 		{"GET /v1/stats?name=green", "", 404, "not-found", `nothing named "green" counts packets`},
 		{"PUT /v1/config", "", 400, "bad-request", "the request has no body"},
 		{"PUT /v1/config", "{", 400, "invalid-config", "1:2: this is not JSON: unexpected EOF"},
-		{"PUT /v1/config", `{"ports": [{"name": "p1"}]} `, 400, "invalid-config", "1:12: ports[0].socket: the socket is missing"},
+		{"PUT /v1/config", `{"ports": [{"name": "p1"}]} `, 400, "invalid-config", "1:12: ports[0]: the port leads nowhere"},
 		{"PUT /v1/config", `{"portz": []}`, 400, "invalid-config", `1:2: unknown key "portz"`},
 		{"PUT /v1/config", strings.Repeat(" ", config.MaxDocument+1), 413, "too-large", "the body is larger than 4 MiB"},
 		{"PUT /v1/config", `{"workers": {"idle": "poll"}}`, 409, "restart-required", "workers.idle is adaptive in the running daemon and poll in the new configuration: restart shuntd to change it"},

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // checker applies the rules that one value or several together must keep, and goes on after a problem.
@@ -17,10 +16,11 @@ type checker struct {
 	at       positions
 	problems []Problem
 	paths    map[string]string // socket path -> the key that has it
+	devices  map[string]string // interface -> the object that has it
 }
 
 func (c *Config) check(at positions) []Problem {
-	k := &checker{c: c, at: at, paths: map[string]string{}}
+	k := &checker{c: c, at: at, paths: map[string]string{}, devices: map[string]string{}}
 	k.workers()
 	k.control()
 	k.uplinks()
@@ -100,9 +100,6 @@ func (k *checker) workers() {
 		}
 		seen[cpu] = true
 	}
-	if len(cpus) > 1 {
-		k.fail("workers.cpus", "%d cores are named: this version runs one worker, so name one", len(cpus))
-	}
 }
 
 func (k *checker) control() {
@@ -132,7 +129,7 @@ func (k *checker) listener(where, address string) {
 }
 
 func (k *checker) uplinks() {
-	names, interfaces := map[string]string{}, map[string]string{}
+	names := map[string]string{}
 	for i, u := range k.c.Uplinks {
 		at := fmt.Sprintf("uplinks[%d]", i)
 		k.name(at+".name", u.Name, names)
@@ -142,7 +139,9 @@ func (k *checker) uplinks() {
 		case u.Interface != "" && u.VhostUser != "":
 			k.fail(at+".vhost-user", "the uplink has an interface too: keep one of them")
 		case u.Interface != "":
-			k.uplinkInterface(at, u, interfaces)
+			k.device(at, u.Interface)
+			k.between(at+".queues", u.Queues, 1, 256)
+			k.between(at+".transmit-budget", u.TransmitBudget, MinTransmitBudget, MaxTransmitBudget)
 		default:
 			k.uplinkVhostUser(at, u)
 		}
@@ -153,30 +152,34 @@ func (k *checker) uplinks() {
 	}
 }
 
-func (k *checker) uplinkInterface(at string, u Uplink, seen map[string]string) {
-	name := u.Interface
-	switch first, twice := seen[name]; {
-	case len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\x00"):
+// device checks the name of a network interface, and that no other object has it.
+func (k *checker) device(at, name string) {
+	switch first, twice := k.devices[name]; {
+	case name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\x00"):
 		k.fail(at+".interface", "%s is not the name of a network interface: give one that ip link shows", quote(name))
 	case twice:
-		k.fail(at+".interface", "%s belongs to %s: an interface serves one uplink, name another", name, first)
+		k.fail(at+".interface", "%s belongs to %s: an interface serves one uplink or port, name another", name, first)
 	default:
-		seen[name] = at
+		k.devices[name] = at
 	}
-	k.between(at+".queues", u.Queues, 1, 256)
 }
 
 func (k *checker) uplinkVhostUser(at string, u Uplink) {
 	k.socket(at+".vhost-user", u.VhostUser)
-	const only = "this is for uplinks with an interface: remove it"
-	if u.Mode != "" && u.Mode != BindAuto {
-		k.fail(at+".mode", only)
-	}
-	if u.XDP != "" && u.XDP != XDPAuto {
-		k.fail(at+".xdp", only)
-	}
-	if u.Queues != 0 || k.given(at+".queues") {
-		k.fail(at+".queues", only)
+	for _, key := range []struct {
+		name  string
+		given bool
+	}{
+		{"mode", u.Mode != "" && u.Mode != BindAuto},
+		{"xdp", u.XDP != "" && u.XDP != XDPAuto},
+		{"queues", u.Queues != 0 || k.given(at+".queues")},
+		{"busy-poll", u.BusyPoll != "" && u.BusyPoll != ToggleAuto},
+		{"multi-buffer", u.MultiBuffer != "" && u.MultiBuffer != ToggleAuto},
+		{"transmit-budget", u.TransmitBudget != 0 || k.given(at+".transmit-budget")},
+	} {
+		if key.given {
+			k.fail(at+"."+key.name, "this is for uplinks with an interface: remove it")
+		}
 	}
 }
 
@@ -206,17 +209,4 @@ func (k *checker) mac(where string, m MAC) bool {
 		return true
 	}
 	return false
-}
-
-func (k *checker) limits(at string, l Limits) {
-	const why = "limits are not supported by this version: give 0, or remove the key"
-	if l.PPS != 0 {
-		k.fail(at+".pps", why)
-	}
-	if l.BPS != 0 {
-		k.fail(at+".bps", why)
-	}
-	if burst := time.Duration(l.Burst); (burst != 0 || k.given(at+".burst")) && (burst < 100*time.Microsecond || burst > time.Second) {
-		k.fail(at+".burst", "%s is out of range: give 100us to 1s", burst)
-	}
 }

@@ -3,7 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"slices"
+	"time"
 )
 
 func (k *checker) networks() {
@@ -19,6 +19,8 @@ func (k *checker) networks() {
 		k.name(at+".name", n.Name, names)
 		k.between(at+".vni", int(n.VNI), 1, MaxVNI)
 		k.between(at+".mtu", n.MTU, 68, 65535)
+		k.between(at+".learn-limit", n.LearnLimit, 1, MaxNetworkLearn)
+		k.lasts(at+".age", n.Age, time.Second, 24*time.Hour)
 		if n.Uplink == "" {
 			k.local(at, n)
 			continue
@@ -131,70 +133,4 @@ func (k *checker) entries(at string, n Network, u Uplink, family map[string]neti
 			k.vtep(where+".vtep", e.VTEP, u, family)
 		}
 	}
-}
-
-func (k *checker) ports() {
-	names := map[string]string{}
-	type station struct {
-		network string
-		mac     MAC
-	}
-	stations := map[station]string{}
-	networks := map[string]Network{}
-	for i, n := range k.c.Networks {
-		networks[n.Name] = n
-		for j, e := range n.Entries {
-			stations[station{n.Name, e.MAC}] = fmt.Sprintf("networks[%d].entries[%d]", i, j)
-		}
-	}
-	for i, p := range k.c.Ports {
-		at := fmt.Sprintf("ports[%d]", i)
-		k.name(at+".name", p.Name, names)
-		k.port(at, p)
-		switch _, known := networks[p.Network]; {
-		case p.Network == "":
-			k.fail(at+".network", "the network is missing: name the one that the port is in")
-		case !known:
-			k.fail(at+".network", "there is no network %s: name one that stands under networks", quote(p.Network))
-		}
-		if n := networks[p.Network]; n.Uplink != "" && n.VNI == 0 && p.MAC.IsZero() && !k.given(at+".mac") {
-			k.fail(at, "a port of a flat network needs its mac, by which its frames are found on the uplink: give it")
-		}
-		if !p.MAC.IsZero() {
-			if first, twice := stations[station{p.Network, p.MAC}]; twice {
-				k.fail(at+".mac", "%s is also that of %s in network %s: give each its own", p.MAC, first, p.Network)
-			}
-			stations[station{p.Network, p.MAC}] = at
-		}
-		for j, ip := range p.IPs { // ports may share one, as routers with a virtual address do
-			where := fmt.Sprintf("%s.ips[%d]", at, j)
-			if k.unicast(where, ip) && slices.Contains(p.IPs[:j], ip) {
-				k.fail(where, "%s is in the list before: keep one", ip)
-			}
-		}
-	}
-}
-
-// port checks what a port says about itself alone.
-func (k *checker) port(at string, p Port) {
-	if p.Socket == "" && !k.given(at+".socket") {
-		k.fail(at+".socket", "the socket is missing: give the path of the port's vhost-user socket")
-	} else {
-		k.socket(at+".socket", p.Socket)
-	}
-	if p.Role == RoleClient {
-		k.fail(at+".role", "client is not supported: this version listens on the socket, let the guest's VMM connect to it")
-	}
-	if k.given(at+".mode") && p.Mode == 0 {
-		k.fail(at+".mode", "0000 lets nobody connect: 0660 lets owner and group")
-	}
-	if (p.Queues != 0 || k.given(at+".queues")) && p.Queues != 1 {
-		k.fail(at+".queues", "%d queue pairs are not supported by this version: give 1, or remove the key", p.Queues)
-	}
-	if !p.MAC.IsZero() || k.given(at+".mac") {
-		k.mac(at+".mac", p.MAC)
-	} else if p.AntiSpoof {
-		k.fail(at+".anti-spoof", "this needs to know the port's address: give its mac, or set anti-spoof: false to let the guest choose")
-	}
-	k.limits(at+".limits", p.Limits)
 }

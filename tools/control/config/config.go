@@ -20,6 +20,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // The values that stand where a key is absent.
@@ -28,9 +29,19 @@ const (
 	DefaultVXLANPort = 4789 // RFC 7348, section 5
 	DefaultMode      = FileMode(0o660)
 	DefaultQueues    = 1
-	MaxVNI           = 1<<24 - 1
-	MaxSocketPath    = 107 // sun_path holds 108 bytes with its NUL, unix(7)
-	MaxDocument      = 4 << 20
+	DefaultAge       = Duration(300 * time.Second) // as Linux's bridge and VXLAN device
+	// DefaultNetworkLearn and DefaultPortLearn bound learned forwarding entries: from the wire, and from one guest.
+	DefaultNetworkLearn = 4096
+	DefaultPortLearn    = 64
+	MaxVNI              = 1<<24 - 1
+	MaxNetworkLearn     = 1 << 20
+	MaxPortLearn        = 1 << 16
+	MaxQueues           = 128  // queue pairs of a port
+	MaxWorkers          = 8192 // as many as cores
+	MinTransmitBudget   = 32   // what the kernel takes for XDP_MAX_TX_SKB_BUDGET
+	MaxTransmitBudget   = 2048 // a whole transmit ring
+	MaxSocketPath       = 107  // sun_path holds 108 bytes with its NUL, unix(7)
+	MaxDocument         = 4 << 20
 )
 
 // Config is one whole configuration. An empty one is valid: a daemon that serves only its API.
@@ -46,6 +57,8 @@ type Config struct {
 type Workers struct {
 	CPUs CPUs `json:"cpus"`           // absent: auto
 	Idle Idle `json:"idle,omitempty"` // absent: adaptive
+	// HugePages is whether frame memory lies on huge pages: on refuses to start without. Absent: auto.
+	HugePages Toggle `json:"huge-pages,omitempty"`
 }
 
 // Control is the operator's side of the daemon. It is read once at start: a change needs a restart.
@@ -66,6 +79,12 @@ type Uplink struct {
 	Address   netip.Addr `json:"address,omitzero"`     // local tunnel endpoint; absent: the interface's own
 	Port      uint16     `json:"port,omitempty"`       // UDP port of VXLAN; absent: 4789
 	Queues    int        `json:"queues,omitempty"`     // receive queues to serve, from queue 0; absent: all there are
+	// BusyPoll is whether the worker drives the NIC's receive queue itself, MultiBuffer whether frames may be longer than one
+	// chunk of memory: on refuses an interface that cannot. Absent: auto.
+	BusyPoll    Toggle `json:"busy-poll,omitempty"`
+	MultiBuffer Toggle `json:"multi-buffer,omitempty"`
+	// TransmitBudget is how many frames one system call transmits at most, in copy mode. Absent: as many as the engine finds good.
+	TransmitBudget int `json:"transmit-budget,omitempty"`
 }
 
 // Network is one layer 2 segment. With an uplink and a VNI it is a VXLAN network, with an uplink alone a flat one whose
@@ -78,36 +97,17 @@ type Network struct {
 	Learning bool         `json:"learning"`         // of source addresses; absent: true
 	Flood    []netip.Addr `json:"flood,omitempty"`  // VTEPs that broadcast, unknown and multicast frames are replicated to
 	Entries  []Entry      `json:"entries,omitempty"`
+	// Age is how long a learned entry outlives its last frame, LearnLimit how many are learned from the wire. Absent: 5 minutes, 4096.
+	Age        Duration `json:"age,omitzero"`
+	LearnLimit int      `json:"learn-limit,omitempty"`
+	Answer     bool     `json:"answer"` // ARP and ND requests for known addresses; absent: true
 }
 
 // Entry is a static forwarding entry: MAC lives behind VTEP.
 type Entry struct {
 	MAC  MAC        `json:"mac"`
-	IP   netip.Addr `json:"ip,omitzero"`   // shown in the FDB; ARP and ND are not answered by this version
+	IP   netip.Addr `json:"ip,omitzero"`   // ARP and ND requests for it are answered, if the network answers
 	VTEP netip.Addr `json:"vtep,omitzero"` // absent, in a flat network only: behind the uplink
-}
-
-// Port is a guest's network interface.
-type Port struct {
-	Name      string       `json:"name"`
-	Network   string       `json:"network"`
-	Socket    string       `json:"socket"`           // vhost-user
-	Role      Role         `json:"role,omitempty"`   // absent: server
-	Mode      FileMode     `json:"mode,omitzero"`    // of the socket; absent: 0660
-	Owner     Account      `json:"owner,omitempty"`  // absent: the daemon's user
-	Group     Account      `json:"group,omitempty"`  // absent: the daemon's group
-	MAC       MAC          `json:"mac,omitzero"`     // absent: the guest chooses, and anti-spoof must be off
-	IPs       []netip.Addr `json:"ips,omitempty"`    // absent: any, where anti-spoof looks at MAC addresses only
-	Queues    int          `json:"queues,omitempty"` // queue pairs; absent: 1
-	AntiSpoof bool         `json:"anti-spoof"`       // absent: true
-	Limits    Limits       `json:"limits"`
-}
-
-// Limits bounds a port in each direction. Zero is no limit.
-type Limits struct {
-	PPS   uint64   `json:"pps"`
-	BPS   uint64   `json:"bps"`            // bits a second
-	Burst Duration `json:"burst,omitzero"` // how much may pass at once, as time at the limit; absent: 10ms
 }
 
 // MarshalJSON writes empty lists as such and not as null, for the programs that walk them.
@@ -127,6 +127,7 @@ func notNil[T any](list []T) []T {
 // fill replaces every absent scalar by its default, and empty lists by nil, so that equal meanings are equal values.
 func (c *Config) fill() {
 	c.Workers.Idle = or(c.Workers.Idle, IdleAdaptive)
+	c.Workers.HugePages = or(c.Workers.HugePages, ToggleAuto)
 	c.Control.Socket = or(c.Control.Socket, DefaultSocket)
 	c.Uplinks, c.Networks, c.Ports = some(c.Uplinks), some(c.Networks), some(c.Ports) // copies: others may read the old ones
 	for i := range c.Uplinks {
@@ -134,18 +135,15 @@ func (c *Config) fill() {
 		u.Mode = or(u.Mode, BindAuto)
 		u.XDP = or(u.XDP, XDPAuto)
 		u.Port = or(u.Port, DefaultVXLANPort)
+		u.BusyPoll, u.MultiBuffer = or(u.BusyPoll, ToggleAuto), or(u.MultiBuffer, ToggleAuto)
 	}
 	for i := range c.Networks {
 		n := &c.Networks[i]
 		n.Flood, n.Entries = some(n.Flood), some(n.Entries)
+		n.Age, n.LearnLimit = or(n.Age, DefaultAge), or(n.LearnLimit, DefaultNetworkLearn)
 	}
 	for i := range c.Ports {
-		p := &c.Ports[i]
-		p.Role = or(p.Role, RoleServer)
-		p.Mode = or(p.Mode, DefaultMode)
-		p.Queues = or(p.Queues, DefaultQueues)
-		p.Limits.Burst = or(p.Limits.Burst, DefaultBurst)
-		p.IPs = some(p.IPs)
+		c.Ports[i].fill()
 	}
 }
 
@@ -169,6 +167,3 @@ func (u Uplink) ObjectName() string { return u.Name }
 
 // ObjectName returns the network's name.
 func (n Network) ObjectName() string { return n.Name }
-
-// ObjectName returns the port's name.
-func (p Port) ObjectName() string { return p.Name }

@@ -9,11 +9,20 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
-var compareAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+var compareAddr = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
+
+// noLimits are the defaults filled in.
+var noLimits = Limits{FromGuest: Limit{Burst: DefaultBurst}, ToGuest: Limit{Burst: DefaultBurst}}
 
 func TestExample(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "example.yaml"))
@@ -25,24 +34,41 @@ func TestExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		Workers: Workers{CPUs: CPUs{1}, Idle: IdleAdaptive},
+		Workers: Workers{CPUs: CPUs{1, 3}, Idle: IdleAdaptive, HugePages: ToggleOn},
 		Control: Control{Socket: "/run/shunt/shuntd.sock", Group: "kvm", Metrics: "127.0.0.1:9464"},
 		Uplinks: []Uplink{
-			{Name: "up0", Interface: "eth1", Mode: BindAuto, XDP: XDPNative, Address: netip.MustParseAddr("192.0.2.1"), Port: 4789, Queues: 2},
-			{Name: "up1", VhostUser: "/run/shunt/up1.sock", Mode: BindAuto, XDP: XDPAuto, Address: netip.MustParseAddr("2001:db8::1"), Port: 8472},
+			{Name: "up0", Interface: "eth1", Mode: BindAuto, XDP: XDPNative, Address: netip.MustParseAddr("192.0.2.1"), Port: 4789, Queues: 2,
+				BusyPoll: ToggleOn, MultiBuffer: ToggleOff, TransmitBudget: 64},
+			{Name: "up1", VhostUser: "/run/shunt/up1.sock", Mode: BindAuto, XDP: XDPAuto, Address: netip.MustParseAddr("2001:db8::1"), Port: 8472,
+				BusyPoll: ToggleAuto, MultiBuffer: ToggleAuto},
 		},
 		Networks: []Network{
 			{Name: "blue", VNI: 100, Uplink: "up0", MTU: 1450, Learning: true, Flood: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
-				Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 2}, IP: netip.MustParseAddr("10.0.0.2"), VTEP: netip.MustParseAddr("192.0.2.2")}}},
-			{Name: "red", VNI: 100, Uplink: "up1", Learning: false, Flood: []netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::")}},
-			{Name: "flat", Uplink: "up0", Learning: true, Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 3}, IP: netip.MustParseAddr("fd00::3")}}},
-			{Name: "local", Learning: true, MTU: 9000},
+				Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 2}, IP: netip.MustParseAddr("10.0.0.2"), VTEP: netip.MustParseAddr("192.0.2.2")}},
+				Age:     Duration(10 * time.Minute), LearnLimit: 1000},
+			{Name: "red", VNI: 100, Uplink: "up1", Learning: false, Flood: []netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::")},
+				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
+			{Name: "flat", Uplink: "up0", Learning: true, Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 3}, IP: netip.MustParseAddr("fd00::3")}},
+				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
+			{Name: "local", Learning: true, MTU: 9000, Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
 		},
 		Ports: []Port{
 			{Name: "vm1-eth0", Network: "blue", Socket: "/run/shunt/vm1-eth0.sock", Role: RoleServer, Mode: 0o600, Owner: "libvirt-qemu",
 				Group: "107", MAC: MAC{0x52, 0x54, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
-				Queues: 1, AntiSpoof: true, Limits: Limits{Burst: DefaultBurst * 2}},
-			{Name: "test.0", Network: "local", Socket: "/tmp/test.sock", Role: RoleServer, Mode: 0o660, Queues: 1, Limits: Limits{Burst: DefaultBurst}},
+				Queues: 4, Workers: []int{1, 0}, AntiSpoof: true, LearnLimit: DefaultPortLearn,
+				Limits: Limits{FromGuest: Limit{Burst: 2 * DefaultBurst}, ToGuest: Limit{Burst: 2 * DefaultBurst}},
+				ACL: &acl.Policy{Default: acl.Allow, Rules: []acl.Rule{
+					{Verdict: acl.Allow, Subject: acl.OfProtocol, Number: 6, From: netip.MustParsePrefix("10.0.0.0/8"), ToPort: acl.Ports{First: 80, Last: 443}},
+					{Direction: acl.Out, To: netip.MustParsePrefix("fd00::/64")},
+				}}},
+			{Name: "test.0", Network: "local", Socket: "/tmp/test.sock", Role: RoleServer, Mode: 0o660, Queues: 1, Coalesce: true, LearnLimit: 8,
+				Limits: Limits{FromGuest: Limit{PPS: 1000, Burst: DefaultBurst}, ToGuest: Limit{BPS: 100000000, Burst: DefaultBurst / 10}},
+				ACL: &acl.Policy{Rules: []acl.Rule{
+					{Verdict: acl.Allow, Subject: acl.OfProtocol, Number: 1, ICMP: acl.ICMP{HasType: true, Type: 8}},
+				}}},
+			{Name: "vm2-eth0", Network: "local", Socket: "/run/vm2.sock", Role: RoleClient, Queues: 1, Coalesce: true, LearnLimit: DefaultPortLearn,
+				Limits: Limits{FromGuest: Limit{PPS: 7, Burst: DefaultBurst}, ToGuest: Limit{PPS: 7, Burst: DefaultBurst}}},
+			{Name: "container", Network: "local", Interface: "veth1", Queues: 2, Coalesce: true, LearnLimit: DefaultPortLearn, Limits: noLimits},
 		},
 	}
 	if diff := cmp.Diff(want, got, compareAddr); diff != "" {
@@ -77,7 +103,7 @@ func TestEmpty(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 			continue
 		}
-		want := &Config{Workers: Workers{Idle: IdleAdaptive}, Control: Control{Socket: DefaultSocket}}
+		want := &Config{Workers: Workers{Idle: IdleAdaptive, HugePages: ToggleAuto}, Control: Control{Socket: DefaultSocket}}
 		if !reflect.DeepEqual(c, want) {
 			t.Errorf("%q: %+v", text, c)
 		}
@@ -91,6 +117,9 @@ func TestBadValues(t *testing.T) {
 	const up = "uplinks: [{name: up0, interface: eth1, address: 192.0.2.1}]\n"
 	port := func(extra string) string {
 		return net + "ports:\n  - name: p1\n    network: blue\n    socket: /run/p1.sock\n    anti-spoof: false\n    " + extra
+	}
+	container := func(extra string) string {
+		return net + "ports:\n  - name: p1\n    network: blue\n    anti-spoof: false\n    " + extra
 	}
 	uplink := func(extra string) string { return "uplinks:\n  - name: up0\n    interface: eth1\n    " + extra }
 	network := func(extra string) string {
@@ -114,17 +143,15 @@ func TestBadValues(t *testing.T) {
 		{"root word", "@hello\n", "this is a string: it must be a mapping"},
 
 		{"unknown key", "workers: {}\n@portz: []\n", `unknown key "portz": the keys here are workers, control, uplinks, networks, ports`},
-		{"unknown inner key", "workers: {@cpu: [1]}\n", `workers: unknown key "cpu": the keys here are cpus, idle`},
+		{"unknown inner key", "workers: {@cpu: [1]}\n", `workers: unknown key "cpu": the keys here are cpus, idle, huge-pages`},
 		{"case matters", "@Ports: []\n", `unknown key "Ports"`},
 		{"key twice", port("@socket: /run/p2.sock\n"), "ports[0].socket: the key was given before, in line 5: keep one"},
 		{"volumes", "@volumes: []\n", "the key volumes is not supported: this version has no block storage"},
 		{"rdma", "@rdma: []\n", "the key rdma is not supported: this version has no RDMA"},
-		{"port interface", port("@interface: veth1\n"), "the key interface is not supported: this version has vhost-user ports only"},
 
 		{"cpus word", "workers: {cpus: @all}\n", "workers.cpus: this is neither auto nor a list of cores"},
 		{"cpus number", "workers: {cpus: @1}\n", "workers.cpus: this is neither auto nor a list of cores"},
 		{"cpus empty", "workers: {cpus: @[]}\n", "workers.cpus: the list is empty: write auto"},
-		{"cpus two", "workers: {cpus: @[1, 2]}\n", "workers.cpus: 2 cores are named: this version runs one worker, so name one"},
 		{"cpus negative", "workers: {cpus: [@-1]}\n", "workers.cpus[0]: -1 is not the number of a core"},
 		{"cpus far", "workers: {cpus: [@100000]}\n", "100000 is not the number of a core"},
 		{"cpus string", "workers: {cpus: [@one]}\n", "workers.cpus[0]: this is a string: it must be a whole number"},
@@ -151,7 +178,7 @@ func TestBadValues(t *testing.T) {
 		{"name long", "uplinks: [{name: @" + strings.Repeat("u", 64) + ", interface: eth1}]\n", "is not a name"},
 		{"name number", "uplinks: [{name: @100, interface: eth1}]\n", "uplinks[0].name: this is a number: it must be a string; put it in quotes"},
 		{"name twice", "uplinks: [{name: up0, interface: eth1}, {name: @up0, interface: eth2}]\n", "up0 is also the name of uplinks[0]: give each its own"},
-		{"interface twice", "uplinks: [{name: up0, interface: eth1}, {name: up1, interface: @eth1}]\n", "eth1 belongs to uplinks[0]: an interface serves one uplink"},
+		{"interface twice", "uplinks: [{name: up0, interface: eth1}, {name: up1, interface: @eth1}]\n", "eth1 belongs to uplinks[0]: an interface serves one uplink or port"},
 		{"interface long", "uplinks: [{name: up0, interface: @abcdefghijklmnop}]\n", `"abcdefghijklmnop" is not the name of a network interface`},
 		{"interface slash", "uplinks: [{name: up0, interface: @a/b}]\n", `"a/b" is not the name of a network interface`},
 		{"mode", uplink("mode: @fast\n"), `uplinks[0].mode: "fast" is none of auto, zerocopy, copy`},
@@ -172,6 +199,13 @@ func TestBadValues(t *testing.T) {
 		{"vhost-user mode", "uplinks: [{name: up0, vhost-user: /run/u.sock, mode: @copy}]\n", "uplinks[0].mode: this is for uplinks with an interface: remove it"},
 		{"vhost-user xdp", "uplinks: [{name: up0, vhost-user: /run/u.sock, xdp: @generic}]\n", "uplinks[0].xdp: this is for uplinks with an interface"},
 		{"vhost-user queues", "uplinks: [{name: up0, vhost-user: /run/u.sock, queues: @1}]\n", "uplinks[0].queues: this is for uplinks with an interface"},
+		{"vhost-user busy-poll", "uplinks: [{name: up0, vhost-user: /run/u.sock, busy-poll: @on}]\n", "uplinks[0].busy-poll: this is for uplinks with an interface"},
+		{"vhost-user multi-buffer", "uplinks: [{name: up0, vhost-user: /run/u.sock, multi-buffer: @off}]\n", "uplinks[0].multi-buffer: this is for uplinks"},
+		{"vhost-user transmit-budget", "uplinks: [{name: up0, vhost-user: /run/u.sock, transmit-budget: @64}]\n", "uplinks[0].transmit-budget: this is for uplinks"},
+		{"huge pages", "workers: {huge-pages: @true}\n", "workers.huge-pages: this is a boolean: it must be a string"},
+		{"huge pages word", "workers: {huge-pages: @always}\n", `workers.huge-pages: "always" is none of auto, on, off`},
+		{"busy-poll", uplink("busy-poll: @yes\n"), `uplinks[0].busy-poll: "yes" is none of auto, on, off`},
+		{"transmit-budget", uplink("transmit-budget: @31\n"), "uplinks[0].transmit-budget: 31 is out of range: give 32 to 2048"},
 		{"vhost-user path", "uplinks: [{name: up0, vhost-user: @u.sock}]\n", `"u.sock" is not the path of a socket`},
 		{"uplink on control socket", "uplinks: [{name: up0, vhost-user: @/run/shunt/shuntd.sock}]\n", "/run/shunt/shuntd.sock is also control.socket: give each its own socket"},
 
@@ -191,6 +225,11 @@ func TestBadValues(t *testing.T) {
 		{"mtu large", network("mtu: @65536\n"), "65536 is out of range"},
 		{"learning", network("learning: @yes\n"), "networks[0].learning: this is a string: it must be true or false"},
 		{"learning capital", network("learning: @True\n"), "it must be true or false"},
+		{"age", network("age: @300\n"), `networks[0].age: "300" is not a duration`},
+		{"age short", network("age: @10ms\n"), "networks[0].age: 10ms is out of range: give 1s to 24h"},
+		{"age zero", network("age: @0s\n"), "0s is out of range"},
+		{"learn-limit", network("learn-limit: @1048577\n"), "networks[0].learn-limit: 1048577 is out of range: give 1 to 1048576"},
+		{"answer", network("answer: @all\n"), "networks[0].answer: this is a string: it must be true or false"},
 		{"flood scalar", network("flood: @192.0.2.2\n"), "networks[0].flood: this is a string: it must be a list"},
 		{"flood family", network("flood: [@2001:db8::2]\n"), "networks[0].flood[0]: 2001:db8::2 and 192.0.2.1 are of different IP versions: give addresses of one, as uplink up0 carries one"},
 		{"flood twice", network("flood: [192.0.2.2, @192.0.2.2]\n"), "networks[0].flood[1]: 192.0.2.2 is in the list before"},
@@ -217,12 +256,11 @@ func TestBadValues(t *testing.T) {
 
 		{"port no network", "ports:\n  - @name: p1\n    socket: /run/p1.sock\n    anti-spoof: false\n", "ports[0].network: the network is missing"},
 		{"port unknown network", "ports:\n  - name: p1\n    network: @blue\n    socket: /run/p1.sock\n    anti-spoof: false\n", `ports[0].network: there is no network "blue"`},
-		{"port no socket", net + "ports: [@{name: p1, network: blue, anti-spoof: false}]\n", "ports[0].socket: the socket is missing"},
+		{"port nowhere", net + "ports: [@{name: p1, network: blue, anti-spoof: false}]\n", "ports[0]: the port leads nowhere: give the path of its vhost-user socket, or an interface"},
 		{"port socket long", net + "ports: [{name: p1, network: blue, anti-spoof: false, socket: @" + long + "}]\n", "the path has 108 bytes"},
 		{"port socket twice", net + "ports: [{name: p1, network: blue, anti-spoof: false, socket: /run/p}, {name: p2, network: blue, anti-spoof: false, socket: @/run//p}]\n", "/run//p is also ports[0].socket: give each its own socket"},
 		{"port on control socket", net + "control: {socket: /run/c}\nports: [{name: p1, network: blue, anti-spoof: false, socket: @/run/c}]\n", "/run/c is also control.socket"},
 		{"port name twice", net + "ports: [{name: p1, network: blue, anti-spoof: false, socket: /run/a}, {name: @p1, network: blue, anti-spoof: false, socket: /run/b}]\n", "p1 is also the name of ports[0]"},
-		{"role client", port("role: @client\n"), "ports[0].role: client is not supported"},
 		{"role", port("role: @peer\n"), `"peer" is none of server, client`},
 		{"mode decimal", port("mode: @660\n"), `ports[0].mode: "660" is not a file mode: write it in octal with a leading zero, as 0660`},
 		{"mode large", port("mode: @01777\n"), "mode \"01777\" has more than permission bits"},
@@ -243,13 +281,40 @@ func TestBadValues(t *testing.T) {
 		{"ips", port("ips: [@10.0.0.1/24]\n"), `ports[0].ips[0]: "10.0.0.1/24" is not an IP address`},
 		{"ips number", port("ips: [@10]\n"), `"10" is not an IP address`},
 		{"ips twice", port("ips: [10.0.0.1, @10.0.0.1]\n"), "10.0.0.1 is in the list before"},
-		{"queues", port("queues: @2\n"), "ports[0].queues: 2 queue pairs are not supported by this version: give 1, or remove the key"},
-		{"queues zero", port("queues: @0\n"), "0 queue pairs are not supported"},
-		{"limits", port("limits: {pps: @1000}\n"), "ports[0].limits.pps: limits are not supported by this version"},
-		{"limits bps", port("limits: {bps: @1000}\n"), "ports[0].limits.bps: limits are not supported by this version"},
+		{"queues", port("queues: @129\n"), "ports[0].queues: 129 is out of range: give 1 to 128, or remove the key"},
+		{"queues zero", port("queues: @0\n"), "0 is out of range"},
+		{"role client mode", port("role: client\n    mode: @0600\n"), "ports[0].mode: this is for a socket that shuntd makes, and as client it finds one: remove it"},
+		{"role client mode zero", port("role: client\n    mode: @0000\n"), "ports[0].mode: this is for a socket that shuntd makes"},
+		{"role client owner", port("role: client\n    owner: @root\n"), "ports[0].owner: this is for a socket that shuntd makes"},
+		{"role client group", port("role: client\n    group: @root\n"), "ports[0].group: this is for a socket that shuntd makes"},
+		{"socket and interface", port("interface: @veth1\n"), "ports[0].interface: the port has a socket too: keep one of them"},
+		{"interface empty", container("interface: @''\n"), `ports[0].interface: "" is not the name of a network interface`},
+		{"interface slash in port", container("interface: @a/b\n"), `"a/b" is not the name of a network interface`},
+		{"interface of an uplink", up + container("interface: @eth1\n"), "eth1 belongs to uplinks[0]: an interface serves one uplink or port, name another"},
+		{"interface role", container("interface: veth1\n    role: @server\n"), "ports[0].role: this is for a socket, and the port has an interface: remove it"},
+		{"interface mode", container("interface: veth1\n    mode: @0600\n"), "ports[0].mode: this is for a socket, and the port has an interface"},
+		{"workers word", port("workers: @auto\n"), "ports[0].workers: this is a string: it must be a list"},
+		{"workers negative", port("workers: [@-1]\n"), "-1 is not the number of a worker"},
+		{"workers far", "workers: {cpus: [1, 2]}\n" + port("workers: [@2]\n"), "ports[0].workers[0]: there is no worker 2: workers.cpus names 2 of them, numbered from 0 on"},
+		{"workers twice", port("queues: 2\n    workers: [1, @1]\n"), "ports[0].workers[1]: worker 1 is named before: keep one"},
+		{"workers many", port("workers: @[0, 1]\n"), "ports[0].workers: 2 workers are named for 1 of queues"},
+		{"coalesce", port("coalesce: @on\n"), "ports[0].coalesce: this is a string: it must be true or false"},
+		{"port learn-limit", port("learn-limit: @0\n"), "ports[0].learn-limit: 0 is out of range: give 1 to 65536"},
+		{"acl null", port("@acl:\n"), "ports[0].acl: the key has no value: give one, or remove the key"},
+		{"acl list", port("acl: @[]\n"), "ports[0].acl: this is a list: it must be a mapping"},
+		{"acl key", port("acl: {@rule: []}\n"), `ports[0].acl: unknown key "rule": the keys here are default, rules`},
+		{"acl default", port("acl: {default: @drop}\n"), `ports[0].acl.default: "drop" is neither allow nor deny`},
+		{"acl rule", port("acl: {rules: [allow in any, @allow in tpc]}\n"), `ports[0].acl.rules[1]: at character 10: "tpc" is none of any, ether,`},
+		{"acl rule twice", port("acl: {rules: [allow in, allow out, @allow in any]}\n"), `ports[0].acl.rules[2]: "allow in any" is also rule 0, which decides before it: keep one`},
+		{"limits both", port("limits: @{pps: 1, to-guest: {pps: 2}}\n"), "ports[0].limits: give pps, bps and burst either here, for both directions, or under from-guest and to-guest"},
+		{"limits key", port("limits: {@ppm: 1}\n"), `ports[0].limits: unknown key "ppm": the keys here are pps, bps, burst, from-guest, to-guest`},
+		{"limits inner key", port("limits: {to-guest: {@ppm: 1}}\n"), `ports[0].limits.to-guest: unknown key "ppm": the keys here are pps, bps, burst`},
+		{"limits number", port("limits: @7\n"), "ports[0].limits: this is a number: it must be a mapping"},
+		{"limits negative", port("limits: {from-guest: {bps: @-1}}\n"), "-1 is out of range: give at least 0"},
+		{"limits burst directed", port("limits: {from-guest: {burst: @1us}}\n"), "ports[0].limits.from-guest.burst: 1µs is out of range: give 100µs to 1s"},
 		{"limits huge", port("limits: {bps: @18446744073709551616}\n"), "18446744073709551616 is out of range: give at least 0 and at most 18446744073709551615"},
 		{"burst", port("limits: {burst: @10}\n"), `ports[0].limits.burst: "10" is not a duration: write a number with its unit, as 10ms`},
-		{"burst long", port("limits: {burst: @2s}\n"), "2s is out of range: give 100us to 1s"},
+		{"burst long", port("limits: {burst: @2s}\n"), "ports[0].limits.burst: 2s is out of range: give 100µs to 1s"},
 		{"burst zero", port("limits: {burst: @0s}\n"), "0s is out of range"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -325,7 +390,7 @@ func TestWith(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Port{Name: "p2", Network: "blue", Socket: "/run/b", Role: RoleServer, Mode: 0o660, Queues: 1, Limits: Limits{Burst: DefaultBurst}}
+	want := Port{Name: "p2", Network: "blue", Socket: "/run/b", Role: RoleServer, Mode: 0o660, Queues: 1, Coalesce: true, LearnLimit: DefaultPortLearn, Limits: noLimits}
 	if len(got.Ports) != 2 || !reflect.DeepEqual(got.Ports[1], want) || len(base.Ports) != 1 {
 		t.Errorf("a port added: %+v", got.Ports)
 	}
@@ -349,5 +414,49 @@ func TestWith(t *testing.T) {
 		if _, err := test.with(base, "x", []byte(test.text)); err == nil || !strings.HasPrefix(err.Error(), test.want) {
 			t.Errorf("%s:\ngot  %v\nwant %s", test.text, err, test.want)
 		}
+	}
+}
+
+func TestParts(t *testing.T) {
+	p, err := ParseACL([]byte(`{"default": "allow", "rules": ["deny in tcp"]}`))
+	if err != nil || p.String() != "deny in tcp\ndefault allow\n" {
+		t.Errorf("%v, %v", p, err)
+	}
+	w, err := ParseWorkers([]byte(`[3, 1]`))
+	if err != nil || !reflect.DeepEqual(w, []int{3, 1}) {
+		t.Errorf("%v, %v", w, err)
+	}
+	for _, test := range []struct {
+		parse      func([]byte) (any, error)
+		text, want string
+	}{
+		{parseACL, `{"rules": ["deny in", "deny in any"]}`, `1:23: rules[1]: "deny in any" is also rule 0, which decides before it: keep one`},
+		{parseACL, `{"rules": ["deny all"]}`, `1:12: rules[0]: at character 6: "all" is none of in, out, which may stand here`},
+		{parseACL, `{"default": null}`, "1:13: default: the key has no value: give one, or remove the key"},
+		{parseACL, `[]`, "1:1: this is a list: it must be a mapping of keys to values"},
+		{parseWorkers, `[1, "2"]`, "1:5: [1]: this is a string: it must be a whole number"},
+		{parseWorkers, `{}`, "1:1: this is a mapping: it must be a list, with a dash before each entry"},
+	} {
+		if _, err := test.parse([]byte(test.text)); err == nil || err.Error() != test.want {
+			t.Errorf("%s: %v, want %s", test.text, err, test.want)
+		}
+	}
+}
+
+func parseACL(text []byte) (any, error)     { return ParseACL(text) }
+func parseWorkers(text []byte) (any, error) { return ParseWorkers(text) }
+
+// TestManyRules: more than a port may have are refused, as many are not.
+func TestManyRules(t *testing.T) {
+	c := Config{Networks: []Network{{Name: "blue"}}, Ports: []Port{{Name: "p1", Network: "blue", Socket: "/run/p1", ACL: &acl.Policy{}}}}
+	for i := range acl.MaxRules {
+		c.Ports[0].ACL.Rules = append(c.Ports[0].ACL.Rules, acl.Rule{Subject: acl.OfProtocol, Number: 17, ToPort: acl.Ports{First: 1, Last: uint16(i + 1)}})
+	}
+	if err := Check(&c); err != nil {
+		t.Error(err)
+	}
+	c.Ports[0].ACL.Rules = append(c.Ports[0].ACL.Rules, acl.Rule{})
+	if err := Check(&c); err == nil || err.Error() != "ports[0].acl.rules: 4097 rules are more than the 4096 that a port may have: take some together" {
+		t.Error(err)
 	}
 }

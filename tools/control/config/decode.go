@@ -77,6 +77,9 @@ func (d *decoder) value(n *node, to any, path string) {
 		d.mapping(n, v, path)
 	case reflect.Slice:
 		d.list(n, v, path)
+	case reflect.Pointer: // absent is something else than empty
+		v.Set(reflect.New(v.Type().Elem()))
+		d.value(n, v.Interface(), path)
 	case reflect.String:
 		if n.kind != kindString {
 			wanted := "a string"
@@ -175,11 +178,11 @@ func (d *decoder) mapping(n *node, v reflect.Value, path string) {
 		d.want(path, n, "a mapping of keys to values")
 		return
 	}
-	switch o := v.Addr().Interface().(type) { // the two defaults that are not Go's zero value
+	switch o := v.Addr().Interface().(type) { // the defaults that cannot be told from a value that was given
 	case *Network:
-		o.Learning = true
+		o.Learning, o.Answer = true, true
 	case *Port:
-		o.AntiSpoof = true
+		o.AntiSpoof, o.Coalesce = true, true
 	}
 	fields := fieldsOf(v.Type())
 	first := map[string]position{}
@@ -205,9 +208,6 @@ var later = map[reflect.Type]map[string]string{
 	reflect.TypeFor[Config](): {
 		"volumes": "this version has no block storage, remove it",
 		"rdma":    "this version has no RDMA, remove it",
-	},
-	reflect.TypeFor[Port](): {
-		"interface": "this version has vhost-user ports only, give a socket",
 	},
 }
 

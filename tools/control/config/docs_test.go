@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // TestDocumented holds docs/configuration.md to the types: every key is in a table, and its example is good and has
@@ -33,7 +35,7 @@ func TestDocumented(t *testing.T) {
 			{"`control`", []reflect.Type{reflect.TypeFor[Control]()}},
 			{"`uplinks`", []reflect.Type{reflect.TypeFor[Uplink]()}},
 			{"`networks`", []reflect.Type{reflect.TypeFor[Network](), reflect.TypeFor[Entry]()}},
-			{"`ports`", []reflect.Type{reflect.TypeFor[Port](), reflect.TypeFor[Limits]()}},
+			{"`ports`", []reflect.Type{reflect.TypeFor[Port](), reflect.TypeFor[Limits](), reflect.TypeFor[Limit](), reflect.TypeFor[acl.Policy]()}},
 		} {
 			if strings.HasPrefix(s, of.heading) {
 				for _, typ := range of.types {
@@ -42,8 +44,8 @@ func TestDocumented(t *testing.T) {
 			}
 		}
 	}
-	if len(section) != 7 {
-		t.Fatalf("%d of 7 types have a section", len(section))
+	if len(section) != 9 {
+		t.Fatalf("%d of 9 types have a section", len(section))
 	}
 	for typ, s := range section {
 		for _, key := range fieldsOf(typ).names {

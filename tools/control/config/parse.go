@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // Read is Parse for a file. An error that is no *Error says that there is nothing to read.
@@ -121,9 +123,33 @@ func with[T any](base *Config, key, name string, text []byte, list func(*Config)
 	return &c, nil
 }
 
-// Check applies the rules to a configuration that was put together in Go, where zero values stand for absent keys, and
-// then fills in the defaults, but for Network.Learning and Port.AntiSpoof, which are taken as they are. The error is an
+// ParseACL decodes and checks the JSON document of one port's policy. The error is an *Error.
+func ParseACL(text []byte) (*acl.Policy, error) {
+	p := new(acl.Policy)
+	return p, parsePart(text, p, func(k *checker) { k.acl("", *p) })
+}
+
+// ParseWorkers decodes the JSON document of one port's list of workers; only whole configurations tell whether there are these. The error is an
 // *Error.
+func ParseWorkers(text []byte) ([]int, error) {
+	var workers []int
+	err := parsePart(text, &workers, func(*checker) {})
+	return some(workers), err
+}
+
+func parsePart(text []byte, to any, check func(*checker)) error {
+	at, problems := decode(text, to, readJSON)
+	if len(problems) == 0 {
+		k := &checker{c: &Config{}, at: at}
+		check(k)
+		problems = k.problems
+	}
+	return failure("", problems)
+}
+
+// Check applies the rules to a configuration that was put together in Go, where zero values stand for absent keys, and
+// then fills in the defaults, but for those of booleans (Network.Learning, Port.AntiSpoof and the like), which are taken
+// as they are. The error is an *Error.
 func Check(c *Config) error {
 	if problems := c.check(nil); len(problems) > 0 {
 		return failure("", problems)

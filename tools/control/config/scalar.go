@@ -58,6 +58,21 @@ func (m *XDPMode) UnmarshalText(text []byte) error {
 	return word(m, text, XDPAuto, XDPNative, XDPGeneric)
 }
 
+// Toggle is whether something optional is used.
+type Toggle string
+
+// The toggles: use it where it is to be had, demand it, do without it.
+const (
+	ToggleAuto Toggle = "auto"
+	ToggleOn   Toggle = "on"
+	ToggleOff  Toggle = "off"
+)
+
+// UnmarshalText accepts the toggles by name.
+func (t *Toggle) UnmarshalText(text []byte) error {
+	return word(t, text, ToggleAuto, ToggleOn, ToggleOff)
+}
+
 // Role says which side of a vhost-user socket listens.
 type Role string
 
@@ -148,7 +163,19 @@ func (d *Duration) UnmarshalText(text []byte) error {
 }
 
 // MarshalText writes the duration with its unit.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// String writes the duration with its unit, and without units that are zero: 5m, not 5m0s.
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // Account is a user or a group of this host, by name or number.
 type Account string

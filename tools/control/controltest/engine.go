@@ -12,16 +12,18 @@ import (
 
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // Engine is a fake. Its fields may be set before it is used; its methods may be called by many goroutines.
 type Engine struct {
 	// Fail decides about a call that would change something, by the method's and the object's name; nil lets all succeed.
 	Fail func(method, name string) error
-	// Report, Counters and Table are what Status, Stats and FDB answer. When nil the answers are made of what the engine
+	// Report, Counters, Hits and Table are what Status, Stats, ACLHits and FDB answer. When nil the answers are made of what the engine
 	// holds, with zero counters and empty tables.
 	Report   func() control.EngineStatus
 	Counters func() control.Stats
+	Hits     func(port string) acl.Hits
 	Table    func(network string) ([]control.FDBEntry, error)
 
 	mu       sync.Mutex
@@ -101,12 +103,7 @@ func exists[T any](objects map[string]T, name string, want bool) string {
 // AddUplink implements control.Engine.
 func (e *Engine) AddUplink(ctx context.Context, u config.Uplink) error {
 	return e.change(ctx, "AddUplink", u.Name, func() string {
-		for _, o := range e.uplinks {
-			if u.Interface != "" && o.Interface == u.Interface {
-				return "interface of uplink " + o.Name
-			}
-		}
-		if why := e.socketHolder(u.VhostUser, ""); why != "" {
+		if why := e.holder(u.VhostUser, u.Interface, ""); why != "" {
 			return why
 		}
 		return exists(e.uplinks, u.Name, false)
@@ -178,7 +175,7 @@ func (e *Engine) setPort(ctx context.Context, method string, p config.Port, ther
 				return "MAC address of port " + o.Name
 			}
 		}
-		if why := e.socketHolder(p.Socket, p.Name); why != "" {
+		if why := e.holder(p.Socket, p.Interface, p.Name); why != "" {
 			return why
 		}
 		if exists(e.networks, p.Network, true) != "" {
@@ -191,15 +188,16 @@ func (e *Engine) setPort(ctx context.Context, method string, p config.Port, ther
 	}, func() { e.ports[p.Name] = p })
 }
 
-func (e *Engine) socketHolder(socket, port string) string {
+// holder says who has a socket or an interface already.
+func (e *Engine) holder(socket, device, port string) string {
 	for _, o := range e.uplinks {
-		if socket != "" && o.VhostUser == socket {
-			return "socket of uplink " + o.Name
+		if socket != "" && o.VhostUser == socket || device != "" && o.Interface == device {
+			return "held by uplink " + o.Name
 		}
 	}
 	for _, o := range e.ports {
-		if socket != "" && o.Socket == socket && o.Name != port {
-			return "socket of port " + o.Name
+		if o.Name != port && (socket != "" && o.Socket == socket || device != "" && o.Interface == device) {
+			return "held by port " + o.Name
 		}
 	}
 	return ""
@@ -251,6 +249,22 @@ func (e *Engine) Stats() control.Stats {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name})
 	}
 	return s
+}
+
+// ACLHits implements control.Engine.
+func (e *Engine) ACLHits(port string) (*acl.Policy, acl.Hits, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p, ok := e.ports[port]
+	switch {
+	case !ok:
+		return nil, acl.Hits{}, fmt.Errorf("port %s: %w", port, control.ErrNotFound)
+	case p.ACL == nil:
+		return nil, acl.Hits{}, nil
+	case e.Hits != nil:
+		return p.ACL, e.Hits(port), nil
+	}
+	return p.ACL, acl.Hits{Rules: make([]uint64, len(p.ACL.Rules))}, nil
 }
 
 // FDB implements control.Engine.
