@@ -84,7 +84,7 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 		}
 		c := &r.config
 		nw := &network{
-			slot: r.slot, serial: r.serial, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI,
+			slot: r.slot, serial: r.serial, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(),
 			static: r.static, learned: r.learned,
 		}
 		if u := uplinks[c.Uplink]; u != nil {

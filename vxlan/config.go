@@ -77,6 +77,8 @@ type Network struct {
 	// DropTagged refuses frames with a VLAN tag, both ways, as RFC 7348 6.1 has it by default. Zero value: a tag is payload, as
 	// Linux's VXLAN device has it.
 	DropTagged bool
+	// DSCP says whether the guests' differentiated services hold outside the tunnel, too. Zero: DSCPCopy.
+	DSCP DSCP
 	// Flood are the VTEPs to which group and unknown frames are replicated.
 	Flood []netip.Addr
 	// Entries are the static ones.
@@ -144,6 +146,9 @@ func (n *Network) validate() error {
 	}
 	if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
 		return fmt.Errorf("network %s: MTU %d: %w, must be %d to %d", n.Name, n.MTU, ErrInvalid, minMTU, maxMTU)
+	}
+	if n.DSCP > DSCPZero {
+		return fmt.Errorf("network %s: DSCP mode %d: %w, must be DSCPCopy or DSCPZero", n.Name, n.DSCP, ErrInvalid)
 	}
 	if n.Age < 0 || n.LearnLimit < 0 {
 		return fmt.Errorf("network %s: a negative age or limit: %w", n.Name, ErrInvalid)

@@ -18,6 +18,7 @@ type exit struct {
 	link *dataplane.Link
 	to   *tunnel // nil: the frame goes as it is
 	vni  uint32
+	tos  uint8 // the network's tosMask
 }
 
 // toPort is the exit to a port here.
@@ -28,7 +29,7 @@ func (l *lane) toWire(u *uplink, f *frame.Frame) exit { return exit{link: u.ways
 
 // toVTEP is the exit to another machine.
 func (l *lane) toVTEP(nw *network, t *tunnel, f *frame.Frame) exit {
-	return exit{nw.uplink.ways[l.number].pick(l, f), t, nw.vni}
+	return exit{nw.uplink.ways[l.number].pick(l, f), t, nw.vni, nw.tosMask}
 }
 
 // takes is what an exit takes beside complete frames. Nobody cuts packets inside a tunnel, and an outer checksum needs the inner one.
@@ -67,7 +68,7 @@ func (l *lane) deliver(from *dataplane.Link, in **frame.Frame, e exit) {
 // out sends a frame that lacks nothing but the outer headers; sum is that of its bytes, if they need it.
 func (l *lane) out(from *dataplane.Link, f *frame.Frame, e exit, sum uint16) {
 	if t := e.to; t != nil {
-		if why, ok := l.encapsulate(t, f, e.vni, sum); !ok {
+		if why, ok := l.encapsulate(t, f, e, sum); !ok {
 			l.worker.Drop(from, f, why)
 			return
 		}
@@ -75,7 +76,7 @@ func (l *lane) out(from *dataplane.Link, f *frame.Frame, e exit, sum uint16) {
 	l.worker.Send(e.link, f)
 }
 
-func (l *lane) encapsulate(t *tunnel, f *frame.Frame, vni uint32, sum uint16) (dataplane.Reason, bool) {
+func (l *lane) encapsulate(t *tunnel, f *frame.Frame, e exit, sum uint16) (dataplane.Reason, bool) {
 	switch {
 	case !t.ready:
 		return DropNoNextHop, false
@@ -83,7 +84,7 @@ func (l *lane) encapsulate(t *tunnel, f *frame.Frame, vni uint32, sum uint16) (d
 		return DropOverMTU, false
 	}
 	l.hash(f)
-	return DropNoHeadroom, t.encapsulate(f, vni, sum)
+	return DropNoHeadroom, t.encapsulate(f, e.vni, e.tos, sum)
 }
 
 // cut sends the segments of a packet that is longer than its path. What the packet was judged to be, they are.

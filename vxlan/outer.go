@@ -11,6 +11,7 @@ type outer struct {
 	network *network
 	inner   int     // where the inner frame begins
 	source  address // the sender's tunnel endpoint
+	tos     uint8   // DSCP and ECN
 }
 
 // minInner is how much must follow the outer UDP header: VXLAN's and the inner Ethernet header.
@@ -70,7 +71,7 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 		if h.IsFragment() {
 			return 0, 0, DropOuterFragment, false
 		}
-		o.source = address4(h.Source())
+		o.source, o.tos = address4(h.Source()), h.TOS()
 		return wire.EthernetLen + h.HeaderLen(), wire.EthernetLen + int(h.TotalLen()), 0, true
 	case t == wire.EtherTypeIPv6 && u.is6:
 		h, ok := wire.ParseIPv6(b)
@@ -92,7 +93,7 @@ func (u *uplink) parseIP(head []byte, length int, o *outer) (at, end int, why da
 		if upper.Protocol != wire.ProtoUDP {
 			return 0, 0, DropNotOurs, false
 		}
-		o.source = address6(h.Source())
+		o.source, o.tos = address6(h.Source()), h.TrafficClass()
 		return wire.EthernetLen + upper.Offset, end, 0, true
 	}
 	return 0, 0, DropNotOurs, false

@@ -41,6 +41,8 @@ var (
 	DropOuterUDP = dataplane.NewReason("bad-outer-udp", "the outer UDP header has a bad length or checksum; a veth peer leaves checksums to nobody unless told to make them (ethtool -K DEV tx off)")
 	// DropOuterVXLAN is for VXLAN headers without VNI, or with less than an Ethernet header behind.
 	DropOuterVXLAN = dataplane.NewReason("bad-outer-vxlan", "the VXLAN header has no VNI, or no frame behind it")
+	// DropCongestion is for packets that a router would have dropped, had it not been for the tunnel.
+	DropCongestion = dataplane.NewReason("ecn-congestion", "the outer packet was marked to have met congestion, and the inner one's sender would not understand the mark (RFC 6040)")
 	// DropUnknownVNI is for networks that this machine does not have, or has on another uplink.
 	DropUnknownVNI = dataplane.NewReason("unknown-vni", "no network with this VNI is on the uplink")
 )

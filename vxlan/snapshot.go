@@ -26,6 +26,7 @@ type network struct {
 	learning   bool
 	dropTagged bool
 	flat       bool
+	tosMask    uint8 // what of the packets' DSCP and ECN goes into the outer header
 	vni        uint32
 	uplink     *uplink // nil: none
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.

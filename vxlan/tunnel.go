@@ -11,15 +11,15 @@ import (
 // tunnel is the way to one VTEP: the outer headers ready to be copied in front of a frame, and what is to be patched in
 // them. It is part of a snapshot; when a next hop changes there is a new one.
 //
-//	Ethernet 14 │ IPv4 20: total length, checksum │ UDP 8: source port, length           │ VXLAN 8: VNI │ frame
-//	Ethernet 14 │ IPv6 40: payload length         │ UDP 8: source port, length, checksum │ VXLAN 8: VNI │ frame
+//	Ethernet 14 │ IPv4 20: TOS, total length, checksum │ UDP 8: source port, length           │ VXLAN 8: VNI │ frame
+//	Ethernet 14 │ IPv6 40: traffic class, payload length │ UDP 8: source port, length, checksum │ VXLAN 8: VNI │ frame
 type tunnel struct {
 	header   [overhead6]byte
 	uplink   *uplink
 	ready    bool // there is a next hop
 	is6      bool
 	checksum bool // the UDP checksum is computed, over IPv6
-	// partial is the IPv4 header's sum without the total length, or that of IPv6's pseudo header without the length.
+	// partial is the IPv4 header's sum without TOS and total length, or that of IPv6's pseudo header without the length.
 	partial uint16
 	// maxFrame is the longest inner frame that the way takes.
 	maxFrame int
@@ -39,10 +39,6 @@ type tunnelTo struct {
 	index       int
 }
 
-// The outer packet's DSCP and ECN are zero for now; carrying the inner ones over (RFC 6040) changes this byte and, with
-// it, the IPv4 checksum.
-const outerTOS = 0
-
 // newTunnel writes the headers that all packets to a VTEP share.
 func newTunnel(o tunnelTo) *tunnel {
 	t := &tunnel{uplink: o.uplink, index: o.index, is6: o.vtep.Is6(), address: addressOf(o.vtep)}
@@ -56,7 +52,7 @@ func newTunnel(o tunnelTo) *tunnel {
 		wire.Ethernet(h).Set(o.hop.Destination, o.hop.Source, wire.EtherTypeIPv4)
 		// DF: routers must say that a packet is too long rather than cut it, since a VTEP may discard fragments (RFC 7348,
 		// 4.3), and ours does. And with DF the identification means nothing (RFC 6864, 4.1), so it is left zero.
-		wire.IPv4(h[14:]).Set(wire.IPv4Fields{TOS: outerTOS, DontFragment: true, TTL: o.ttl, Protocol: wire.ProtoUDP, Source: o.local.As4(), Destination: o.vtep.As4()})
+		wire.IPv4(h[14:]).Set(wire.IPv4Fields{DontFragment: true, TTL: o.ttl, Protocol: wire.ProtoUDP, Source: o.local.As4(), Destination: o.vtep.As4()})
 		t.partial = ^wire.IPv4(h[14:]).Checksum()
 		wire.UDP(h[34:]).Set(0, o.port, 0, 0)
 		wire.VXLAN(h[42:]).Set(0)
@@ -66,7 +62,7 @@ func newTunnel(o tunnelTo) *tunnel {
 	t.checksum = o.checksum
 	wire.Ethernet(h).Set(o.hop.Destination, o.hop.Source, wire.EtherTypeIPv6)
 	source, destination := o.local.As16(), o.vtep.As16()
-	wire.IPv6(h[14:]).Set(wire.IPv6Fields{TrafficClass: outerTOS, NextHeader: wire.ProtoUDP, HopLimit: o.ttl, Source: source, Destination: destination})
+	wire.IPv6(h[14:]).Set(wire.IPv6Fields{NextHeader: wire.ProtoUDP, HopLimit: o.ttl, Source: source, Destination: destination})
 	t.partial = wire.SumPseudo(source[:], destination[:], wire.ProtoUDP, 0)
 	wire.UDP(h[54:]).Set(0, o.port, 0, 0)
 	wire.VXLAN(h[62:]).Set(0)
@@ -78,11 +74,13 @@ func sourcePort(hash uint32) uint16 { return 49152 | uint16(hash>>18) }
 
 // encapsulate writes the outer headers in front of the frame. It reports false, and leaves the frame as it was, if there is no room. The
 // caller has seen to it that the tunnel is ready, that the frame fits, that its Hash is there; sum is that of the frame's
-// bytes, for a tunnel with checksum.
-func (t *tunnel) encapsulate(f *frame.Frame, vni uint32, sum uint16) bool {
+// bytes, for a tunnel with checksum. tosMask is the network's.
+func (t *tunnel) encapsulate(f *frame.Frame, vni uint32, tosMask uint8, sum uint16) bool {
 	if t.is6 {
-		return t.encapsulate6(f, vni, sum)
+		return t.encapsulate6(f, vni, tosMask, sum)
 	}
+	_, tos := trafficClass(f.Head())
+	tos &= tosMask
 	n := f.Len()
 	b := f.Prepend(overhead4)
 	if len(b) < overhead4 {
@@ -91,8 +89,9 @@ func (t *tunnel) encapsulate(f *frame.Frame, vni uint32, sum uint16) bool {
 	h := (*[overhead4]byte)(b)
 	*h = [overhead4]byte(t.header[:overhead4])
 	total := uint16(n + overhead4 - wire.EthernetLen)
+	h[15] = tos
 	binary.BigEndian.PutUint16(h[16:], total)
-	binary.BigEndian.PutUint16(h[24:], ^wire.Add(t.partial, total))
+	binary.BigEndian.PutUint16(h[24:], ^wire.Add(wire.Add(t.partial, uint16(tos)), total))
 	binary.BigEndian.PutUint16(h[34:], sourcePort(f.Hash))
 	binary.BigEndian.PutUint16(h[38:], total-wire.IPv4MinLen)
 	binary.BigEndian.PutUint32(h[46:], vni<<8)
@@ -100,7 +99,9 @@ func (t *tunnel) encapsulate(f *frame.Frame, vni uint32, sum uint16) bool {
 	return true
 }
 
-func (t *tunnel) encapsulate6(f *frame.Frame, vni uint32, sum uint16) bool {
+func (t *tunnel) encapsulate6(f *frame.Frame, vni uint32, tosMask uint8, sum uint16) bool {
+	_, tos := trafficClass(f.Head())
+	tos &= tosMask
 	n := f.Len()
 	b := f.Prepend(overhead6)
 	if len(b) < overhead6 {
@@ -108,6 +109,7 @@ func (t *tunnel) encapsulate6(f *frame.Frame, vni uint32, sum uint16) bool {
 	}
 	h := (*[overhead6]byte)(b)
 	*h = t.header
+	wire.IPv6(h[wire.EthernetLen:]).SetTrafficClass(tos)
 	length := uint16(n + wire.UDPLen + wire.VXLANLen)
 	binary.BigEndian.PutUint16(h[18:], length)
 	binary.BigEndian.PutUint16(h[54:], sourcePort(f.Hash))

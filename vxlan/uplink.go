@@ -75,6 +75,9 @@ func (u *uplink) unpack(f *frame.Frame) (nw *network, source address, why datapl
 	}
 	f.Trim(o.inner)
 	f.Checksum, f.Hash = frame.Checksum{}, 0 // they were the outer packet's
+	if why, ok := congestion(f, o.tos); !ok {
+		return nil, source, why, false
+	}
 	return o.network, o.source, 0, true
 }
 

@@ -157,3 +157,19 @@ func TestSetAgainstGopacket(t *testing.T) {
 		}
 	})
 }
+
+func TestSetClass(t *testing.T) {
+	for tos := range 256 {
+		v4, v6 := IPv4(make([]byte, 24)), IPv6(make([]byte, 40))
+		v4.Set(IPv4Fields{TOS: 0xa5, TotalLen: 77, ID: 0xfffe, TTL: 3, Protocol: 6})
+		v4.SetTOS(uint8(tos))
+		if v4.TOS() != uint8(tos) || !v4.ChecksumValid() {
+			t.Errorf("IPv4: %#02x, checksum right: %v", v4.TOS(), v4.ChecksumValid())
+		}
+		v6.Set(IPv6Fields{TrafficClass: 0xa5, FlowLabel: 0xfedcb, HopLimit: 3})
+		v6.SetTrafficClass(uint8(tos))
+		if v6.TrafficClass() != uint8(tos) || v6.FlowLabel() != 0xfedcb || v6[0]>>4 != 6 {
+			t.Errorf("IPv6: % x", v6[:4])
+		}
+	}
+}

@@ -64,6 +64,13 @@ func (h IPv4) HeaderLen() int { return int(h[0]&0x0f) * 4 }
 // TOS is DSCP and ECN.
 func (h IPv4) TOS() uint8 { return h[1] }
 
+// SetTOS changes DSCP and ECN, and with them the header's checksum.
+func (h IPv4) SetTOS(tos uint8) {
+	from := binary.BigEndian.Uint16(h[0:2])
+	h[1] = tos
+	binary.BigEndian.PutUint16(h[10:12], Update(h.Checksum(), from, binary.BigEndian.Uint16(h[0:2])))
+}
+
 // TotalLen is the length of header and payload.
 func (h IPv4) TotalLen() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
 
@@ -177,6 +184,11 @@ func ParseIPv6(b []byte) (IPv6, bool) {
 
 // TrafficClass is DSCP and ECN.
 func (h IPv6) TrafficClass() uint8 { return uint8(binary.BigEndian.Uint16(h[0:2]) >> 4) }
+
+// SetTrafficClass changes DSCP and ECN.
+func (h IPv6) SetTrafficClass(class uint8) {
+	h[0], h[1] = h[0]&0xf0|class>>4, h[1]&0x0f|class<<4
+}
 
 // FlowLabel is 20 bits that are the same for all packets of a flow.
 func (h IPv6) FlowLabel() uint32 { return binary.BigEndian.Uint32(h[0:4]) & 0xf_ffff }
