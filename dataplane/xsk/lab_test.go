@@ -15,6 +15,7 @@ import (
 	"github.com/shuntio/shunt/tools/lab/netlab"
 	"github.com/shuntio/shunt/tools/need"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // end is one end of a veth pair, in a namespace of its own.
@@ -92,7 +93,7 @@ func (e *end) attach(tb testing.TB, mode link.XDPAttachFlags, program asm.Instru
 	if mode == 0 {
 		mode = link.XDPDriverMode
 	}
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: program})
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: program, Flags: unix.BPF_F_XDP_HAS_FRAGS})
 	if err != nil {
 		tb.Fatal(err)
 	}
