@@ -33,6 +33,8 @@ type Controller struct {
 	// What the engine holds, and what it should hold and does not. Read at any time; what they point to never changes.
 	running atomic.Pointer[config.Config]
 	failed  atomic.Pointer[[]Change]
+
+	captures captures
 }
 
 // New returns a controller of an engine that holds nothing yet and was made from the workers and control sections of

@@ -91,6 +91,8 @@ type Engine interface {
 	ACLHits(port string) (*acl.Policy, acl.Hits, error)
 	// FDB lists a network's forwarding table, or wraps ErrNotFound.
 	FDB(network string) ([]FDBEntry, error)
+	// Capture makes a capture, or wraps ErrNotFound or ErrRequest.
+	Capture(o CaptureOptions) (Capture, error)
 
 	// Close removes every object and frees what the engine holds. Nothing is called after it.
 	Close(ctx context.Context) error

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,11 @@ func (c *command) status() *cobra.Command {
 }
 
 func drawStatus(t *table, s control.Status, now time.Time) {
-	t.line("shuntd %s, process %d, up %s", s.Version, s.PID, span(now.Sub(s.Started)))
+	memory := ""
+	if s.HugePages {
+		memory = ", frame memory on huge pages"
+	}
+	t.line("shuntd %s, process %d, up %s%s", s.Version, s.PID, span(now.Sub(s.Started)), memory)
 	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS", "FREE FRAMES")
 	for _, w := range s.Workers {
 		cpu := fmt.Sprint(w.CPU)
@@ -72,6 +77,10 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 		vni := ""
 		switch {
 		case n.VNI != 0:
+	if u.MultiBuffer {
+		how += " multi-buffer"
+	}
+	return how
 			vni = fmt.Sprint(n.VNI)
 		case n.Uplink != "":
 			vni = "flat"
@@ -86,7 +95,7 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 }
 
 func drawPorts(t *table, list []control.PortStatus) {
-	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKER", "SOCKET")
+	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKERS", "ATTACHED TO")
 	for _, p := range list {
 		mac := ""
 		if !p.MAC.IsZero() {
@@ -110,6 +119,7 @@ func (c *command) get() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{fmt.Errorf("get what? uplinks, networks or ports")}
 		},
+	return strings.Join(text, ",")
 	}
 	get.AddCommand(
 		getObjects(c, control.KindUplink, (*api.Client).Uplinks, (*api.Client).Uplink, drawUplinks),
@@ -163,8 +173,8 @@ func getObjects[C, S any](c *command, kind control.Kind,
 	}
 }
 
-// names completes a first argument with the names of a kind of object, by asking the daemon.
-func (c *command) names(kind control.Kind) cobra.CompletionFunc {
+// names completes a first argument with the names of some kinds of objects, by asking the daemon.
+func (c *command) names(kinds ...control.Kind) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		var names []string
 		if len(args) > 0 {
@@ -176,17 +186,17 @@ func (c *command) names(kind control.Kind) cobra.CompletionFunc {
 				return err
 			}
 			for _, u := range running.Uplinks {
-				if kind == control.KindUplink {
+				if slices.Contains(kinds, control.KindUplink) {
 					names = append(names, u.Name)
 				}
 			}
 			for _, n := range running.Networks {
-				if kind == control.KindNetwork {
+				if slices.Contains(kinds, control.KindNetwork) {
 					names = append(names, n.Name)
 				}
 			}
 			for _, p := range running.Ports {
-				if kind == control.KindPort {
+				if slices.Contains(kinds, control.KindPort) {
 					names = append(names, p.Name)
 				}
 			}

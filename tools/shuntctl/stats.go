@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,10 +16,12 @@ import (
 )
 
 func (c *command) stats() *cobra.Command {
-	return &cobra.Command{
+	var watched bool
+	every := interval(time.Second)
+	cmd := &cobra.Command{
 		Use: "stats [NAME]", Short: "Show counters of all objects, or everything one of them counts",
 		Long: "stats shows counters as the engine sees them: RX came into it, from a port's guest or an uplink's wire;\n" +
-			"TX left it, to the guest or onto the wire.",
+			"TX left it, to the guest or onto the wire. With -w it goes on, and shows what changes in a second.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
@@ -23,6 +29,9 @@ func (c *command) stats() *cobra.Command {
 				name = args[0]
 			}
 			return c.with(cmd, func(ctx context.Context, client *api.Client) error {
+				if watched {
+					return c.watchStats(ctx, client, name, time.Duration(every))
+				}
 				s, err := client.Stats(ctx, name)
 				if err != nil {
 					return err
@@ -35,6 +44,80 @@ func (c *command) stats() *cobra.Command {
 				})
 			})
 		},
+	}
+	cmd.Flags().BoolVarP(&watched, "watch", "w", false, "go on, and show packets and bits a second")
+	cmd.Flags().VarP(&every, "interval", "i", "how often to look, with --watch")
+	return cmd
+}
+
+// watchStats shows rates until ctx ends: one table over the other on a terminal, one below the other elsewhere. As JSON it is the counters, a line each time.
+func (c *command) watchStats(ctx context.Context, client *api.Client, name string, every time.Duration) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var was control.Stats
+	for turn := 0; ; turn++ {
+		s, err := client.Stats(ctx, name)
+		switch {
+		case ctx.Err() != nil:
+			return nil // that is how it ends
+		case err != nil:
+			return err
+		case c.output == "json":
+			err = json.NewEncoder(c.out).Encode(s)
+		case turn > 0:
+			err = c.drawWatch(s, compareStats(was, s), name != "")
+		}
+		if err != nil {
+			return err
+		}
+		was = s
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// drawWatch writes one table, at once, so that a terminal does not flicker.
+func (c *command) drawWatch(s control.Stats, list []rates, one bool) error {
+	var text bytes.Buffer
+	t := newTable(&text)
+	t.line("%s", s.At.Local().Format(time.TimeOnly))
+	drawRates(t, list)
+	if one {
+		drawRatesMore(t, list)
+	}
+	t.line("")
+	if err := t.end(); err != nil {
+		return err
+	}
+	if isTerminal(c.out) {
+		if _, err := io.WriteString(c.out, "\x1b[H\x1b[2J"); err != nil {
+			return err
+		}
+	}
+	_, err := c.out.Write(text.Bytes())
+	return err
+}
+
+func drawRates(t *table, list []rates) {
+	t.head("OBJECT", "NAME", "RX PPS", "RX BIT/S", "TX PPS", "TX BIT/S", "DROPPED/S")
+	for _, r := range list {
+		t.row(r.kind, r.name, rate(r.rxPackets), rate(r.rxBits), rate(r.txPackets), rate(r.txBits), rate(r.dropped))
+	}
+}
+
+// drawRatesMore shows what changes of the counters that not every object has.
+func drawRatesMore(t *table, list []rates) {
+	t.head("DROP REASON OR EVENT", "PER SECOND")
+	for _, r := range list {
+		for _, reason := range slices.Sorted(maps.Keys(r.drops)) {
+			t.row(reason, rate(r.drops[reason]))
+		}
+		for _, event := range slices.Sorted(maps.Keys(r.more)) {
+			t.row(event, rate(r.more[event]))
+		}
 	}
 }
 

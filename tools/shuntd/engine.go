@@ -43,6 +43,8 @@ type engine struct {
 	uplinks  map[string]*uplink
 	networks map[string]*network
 	ports    map[string]*port
+
+	taps taps
 }
 
 // memoryFrames is the daemon's frame memory: 64 MiB, locked. An uplink's queues take up to half of what is free to receive into (share), up

@@ -65,6 +65,7 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		return refused(err, vxlan.ErrConflict)
 	}
 	e.link(p.link, -1, 0)
+	e.taps.add(p.link, subject{kind: control.KindPort, name: c.Name, description: "port of network " + c.Network})
 	backend, err := vhostuser.Listen(vhostuser.Options{
 		Path: c.Socket, Mode: fs.FileMode(c.Mode), Owner: owner, Group: group, Log: e.log.With("port", c.Name),
 	}, p.device)
@@ -172,6 +173,7 @@ func (e *engine) closePort(p *port) error {
 		errs = append(errs, b.Close())
 	}
 	if p.link.Forwarder != nil {
+		e.taps.remove(p.link)
 		errs = append(errs, e.fabric.DetachPort(p.config.Name))
 		e.unlink(p.link, -1)
 	}

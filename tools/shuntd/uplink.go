@@ -176,9 +176,9 @@ func (u *uplink) setProgram(p *bpf.Program) {
 func (e *engine) openQueue(u *uplink, queue, fill int) error {
 	for len(u.links) <= queue {
 		counters := &dataplane.Counters{}
-		u.links = append(u.links, &dataplane.Link{
-			Name: fmt.Sprintf("%s/%d", u.config.Name, len(u.links)), Port: absent{counters}, Counters: counters,
-		})
+		l := &dataplane.Link{Name: fmt.Sprintf("%s/%d", u.config.Name, len(u.links)), Port: absent{counters}, Counters: counters}
+		e.taps.add(l, u.subject(len(u.links)))
+		u.links = append(u.links, l)
 	}
 	link := u.links[queue]
 	socket, err := e.umem.Open(xsk.SocketOptions{Device: u.device, Queue: queue, Mode: bindMode(u.config.Mode)})
@@ -229,6 +229,9 @@ func (e *engine) closeUplink(u *uplink) error {
 	if u.resolve != nil {
 		u.resolve.Close()
 	}
+	for _, l := range u.links {
+		e.taps.remove(l)
+	}
 	return e.shut(u)
 }
 
@@ -259,14 +262,21 @@ func (e *engine) setMulticast(u *uplink, on bool) error {
 			return err
 		}
 		u.multicast = &dataplane.Link{Name: u.config.Name + "/multicast", Port: p, Counters: u.heard, Forwarder: u.links[0].Forwarder}
+		e.taps.add(u.multicast, u.subject(0))
 		e.link(u.multicast, p.FD(), unix.POLLIN)
 	case !on && u.multicast != nil:
 		p := u.multicast.Port.(*packet.Port)
+		e.taps.remove(u.multicast)
 		e.unlink(u.multicast, p.FD())
 		u.multicast = nil
 		return p.Close()
 	}
 	return nil
+}
+
+// subject is what captures call the uplink's links.
+func (u *uplink) subject(queue int) subject {
+	return subject{kind: control.KindUplink, name: u.config.Name, description: "uplink on " + u.config.Interface, queue: uint32(queue)}
 }
 
 func (u *uplink) zeroCopy() bool { return len(u.queues) > 0 && u.queues[0].socket.ZeroCopy() }

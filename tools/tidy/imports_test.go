@@ -36,11 +36,12 @@ var below = map[string][]string{
 
 	"bpf":     {},
 	"pinning": {},
+	"docs":    {},
 	"bench":   {"vxlan", "blk", "rdma", "bpf", "pinning"},
 
 	"tools":            {"bench", "tools/control", "tools/shuntd", "tools/lab/netlab"},
-	"tools/control":    {"vxlan/acl"}, // knows no packet
-	"tools/need":       {},            // of tests
+	"tools/control":    {"vxlan/acl", "docs"}, // knows no packet
+	"tools/need":       {},                    // of tests
 	"tools/lab/netlab": {},
 	"tools/shuntbpf":   {"bpf"},
 	"tools/shuntctl":   {"tools/control"},
@@ -52,6 +53,7 @@ var below = map[string][]string{
 // of a packet.
 var outside = map[string][]string{
 	"github.com/gopacket/gopacket":            {"bench", "tools"},
+	"charm.land/bubbletea":                    {"tools/shuntctl"},
 	"github.com/goccy/go-yaml":                {"tools"},
 	"github.com/spf13/cobra":                  {"tools"},
 	"github.com/prometheus":                   {"tools"},

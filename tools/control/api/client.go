@@ -146,27 +146,44 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body []byte, out any) error {
-	r, err := http.NewRequestWithContext(ctx, method, "http://shuntd"+path, bytes.NewReader(body))
+	response, err := c.send(ctx, method, path, body)
 	if err != nil {
 		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return c.refused(response)
+	}
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("shuntd's answer broke off: %w", err)
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("shuntd's answer is not understood: is it of this version? %w", err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://shuntd"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
 	response, err := c.http.Do(r)
 	if err != nil {
-		return c.unreachable(err)
+		return nil, c.unreachable(err)
 	}
-	defer response.Body.Close()
+	return response, nil
+}
+
+// refused makes the error of an answer that is one.
+func (c *Client) refused(response *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("shuntd's answer broke off: %w", err)
-	}
-	if response.StatusCode == http.StatusOK {
-		if err := json.Unmarshal(text, out); err != nil {
-			return fmt.Errorf("shuntd's answer is not understood: is it of this version? %w", err)
-		}
-		return nil
 	}
 	var e errorBody
 	if err := json.Unmarshal(text, &e); err != nil || e.Error.Code == "" {

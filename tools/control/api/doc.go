@@ -10,6 +10,10 @@
 //	GET    /v1/stats[?name=NAME]   control.Stats
 //	GET    /v1/drops               []control.Drop
 //	GET    /v1/fdb?network=NAME    []control.FDBEntry
+//	GET    /v1/captures            []control.CaptureStatus
+//	POST   /v1/captures            control.CaptureOptions  -> a stream of pcapng
+//	DELETE /v1/captures/ID         ends it in good order
+//	GET    /openapi.yaml, .json    all this for programs
 //
 // A body is decoded as strictly as the configuration file. What PUT and DELETE change is the running configuration; the
 // file stays as it is, and the next reload goes back to it. An error is

@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 
+	"github.com/shuntio/shunt/docs"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 )
@@ -16,6 +17,11 @@ type route struct {
 	// takes and gives are values of the types that the body and the answer are; nil: there is no body.
 	takes, gives any
 	serve        func(s *Server, r *http.Request) (any, error)
+	// stream answers in place of serve, where the answer has no end that is known at its beginning. An error that it returns is answered as serve's
+	// is, so it returns one only before it writes.
+	stream func(s *Server, w http.ResponseWriter, r *http.Request) error
+	// media is the type of what stream writes.
+	media string
 }
 
 // parameter is one of a route's query.

@@ -49,6 +49,7 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Shutdown closes the listener and lets the requests under way finish, as long as ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.controller.EndCaptures() // they would not end by themselves
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		_ = s.http.Close()
@@ -58,8 +59,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	for _, r := range routes {
-		mux.Handle(r.method+" "+r.path, s.answer(func(request *http.Request) (any, error) { return r.serve(s, request) }))
+	for _, route := range routes {
+		handler := s.answer(func(r *http.Request) (any, error) { return route.serve(s, r) })
+		if route.stream != nil {
+			handler = s.streamed(func(w http.ResponseWriter, r *http.Request) error { return route.stream(s, w, r) })
+		}
+		mux.Handle(route.method+" "+route.path, handler)
 	}
 	mux.Handle("/", s.answer(func(r *http.Request) (any, error) { return nil, unrouted(mux, r) }))
 	return mux
@@ -153,25 +158,42 @@ func read(r *http.Request) ([]byte, error) {
 // answer writes what a handler returns.
 func (s *Server) answer(h func(r *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		value, err := h(r)
-		status := http.StatusOK
-		if err != nil {
-			e := classify(err)
-			status = statusOf[e.Code]
-			if status == http.StatusInternalServerError {
-				s.log.Error("api request failed", "method", r.Method, "path", r.URL.Path, "error", err)
-			}
-			var body errorBody
-			body.Error.Code, body.Error.Message, body.Problems, body.Changes = e.Code, e.Message, e.Problems, e.Changes
-			value = body
+		if value, err := h(r); err != nil {
+			s.refuse(w, r, err)
+		} else {
+			write(w, http.StatusOK, value)
 		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(status)
-		out := json.NewEncoder(w)
-		out.SetEscapeHTML(false)
-		_ = out.Encode(value) // the caller went away
 	})
+}
+
+// streamed lets a handler write its answer by itself.
+func (s *Server) streamed(h func(w http.ResponseWriter, r *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.refuse(w, r, err)
+		}
+	})
+}
+
+// refuse writes an error.
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	e := classify(err)
+	status := statusOf[e.Code]
+	if status == http.StatusInternalServerError {
+		s.log.Error("api request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+	}
+	var body errorBody
+	body.Error.Code, body.Error.Message, body.Problems, body.Changes = e.Code, e.Message, e.Problems, e.Changes
+	write(w, status, body)
+}
+
+func write(w http.ResponseWriter, status int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	out := json.NewEncoder(w)
+	out.SetEscapeHTML(false)
+	_ = out.Encode(value) // the caller went away
 }
 
 // classify finds an error's code.
@@ -186,6 +208,8 @@ func classify(err error) *Error {
 		e.Code, e.Problems = CodeInvalid, invalid.Problems
 	case errors.Is(err, control.ErrNotFound):
 		e.Code = CodeNotFound
+	case errors.Is(err, control.ErrRequest):
+		e.Code = CodeBad
 	case errors.Is(err, control.ErrRestart):
 		e.Code = CodeRestart
 	case errors.Is(err, control.ErrConflict):
@@ -199,7 +223,7 @@ func classify(err error) *Error {
 // unrouted tells a wrong method from a wrong path.
 func unrouted(mux *http.ServeMux, r *http.Request) error {
 	var allowed []string
-	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		if _, pattern := mux.Handler(other); pattern != "/" {

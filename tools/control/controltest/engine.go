@@ -5,6 +5,7 @@ package controltest
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -25,6 +26,8 @@ type Engine struct {
 	Counters func() control.Stats
 	Hits     func(port string) acl.Hits
 	Table    func(network string) ([]control.FDBEntry, error)
+	// Capturer makes captures; nil: of nothing, so that their stream is empty.
+	Capturer func(control.CaptureOptions) (control.Capture, error)
 
 	mu       sync.Mutex
 	uplinks  map[string]config.Uplink
@@ -274,6 +277,19 @@ func (e *Engine) FDB(network string) ([]control.FDBEntry, error) {
 	}
 	return []control.FDBEntry{}, nil
 }
+
+// Capture implements control.Engine.
+func (e *Engine) Capture(o control.CaptureOptions) (control.Capture, error) {
+	if e.Capturer != nil {
+		return e.Capturer(o)
+	}
+	return nothing{}, nil
+}
+
+type nothing struct{}
+
+func (nothing) Run(ctx context.Context, _ io.Writer) error { <-ctx.Done(); return nil }
+func (nothing) Counters() control.CaptureCounters          { return control.CaptureCounters{} }
 
 // Close implements control.Engine.
 func (e *Engine) Close(context.Context) error {
