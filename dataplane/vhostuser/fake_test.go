@@ -396,6 +396,11 @@ func (g *guest) ring(i int) VringConfig {
 // listenFake serves a fake device until the test ends.
 func listenFake(tb testing.TB, d *fakeDevice, o Options) *Backend {
 	tb.Helper()
+	return listenDevice(tb, d, o)
+}
+
+func listenDevice(tb testing.TB, d Device, o Options) *Backend {
+	tb.Helper()
 	if o.Path == "" {
 		o.Path = filepath.Join(tb.TempDir(), "s")
 	}

@@ -26,7 +26,11 @@ func FuzzMessages(f *testing.F) {
 		d := newFake(t)
 		d.offer.Vrings = 3
 		if len(input) > 0 && input[0]&0x80 != 0 { // some devices refuse
-			d.fail = map[string]error{[]string{"start", "update", "memory", "add", "remove", "stop", "features", "reset"}[input[0]>>4&7]: io.ErrNoProgress}
+			names := []string{"start", "update", "memory", "add", "remove", "stop", "features", "reset"}
+			if input[0]&0x04 != 0 {
+				names = []string{"log", "inflight", "rarp", "log true", "inflight true", "log false", "inflight false", "update"}
+			}
+			d.fail = map[string]error{names[input[0]>>4&7]: io.ErrNoProgress}
 		}
 		if len(input) > 0 && input[0]&0x08 != 0 {
 			d.offer.Features |= featurePacked
@@ -36,6 +40,7 @@ func FuzzMessages(f *testing.F) {
 		if err := s.run(); err == nil {
 			t.Error("a session ends for a reason")
 		}
+		s.fail(io.ErrNoProgress) // as somebody may at any time: no descriptor is left to signal
 		if after := lowestFree(t); after != before {
 			t.Errorf("lowest free descriptor is %d, was %d", after, before)
 		}
@@ -97,6 +102,12 @@ func seeds(tb testing.TB, link *memoryLink) (all [][]byte) {
 		{{SetVringCall, appendU64(nil, 0), 1}, {SetVringCall, appendU64(nil, vringNoFD), 0}, {SetVringKick, appendU64(nil, 0), 1}},
 		{{GetConfig, append(appendConfigHead(nil, 0, 8, 0), make([]byte, 8)...), 0},
 			{SetConfig, append(appendConfigHead(nil, 0, 8, 1), make([]byte, 8)...), 0}, {NetSetMTU, appendU64(nil, 1500), 0}},
+		{{SetLogBase, appendU64(appendU64(nil, 64), 0), 1}, {SetFeatures, appendU64(nil, FeatureProtocol|FeatureLogAll|1<<32), 0},
+			{SetVringAddr, appendAddr(nil, g.ring(0)), 0}, {SetLogFD, nil, 1}, {SetLogBase, appendU64(appendU64(nil, 128), 8), 1}},
+		{{GetVringBase, appendState(nil, 0, 0), 0}, {GetInflightFD, InflightFile{Queues: 3, Size: 256}.payload(), 0},
+			{SetInflightFD, InflightFile{Bytes: 1 << 20, Queues: 3, Size: 256}.payload()[:inflightMessage], 1},
+			{SetVringKick, appendU64(nil, 0), 1}},
+		{{SetBackendReqFD, nil, 1}, {SetBackendReqFD, nil, 1}, {SendRARP, []byte{2, 0, 0, 0, 0, 1, 0, 0}, 0}},
 		{{SetVringBase, appendState(nil, 1, 7), 0}, {SetStatus, appendU64(nil, 0), 0}, {GetStatus, nil, 0}, {GetQueueNum, nil, 0}},
 	} {
 		link.input = nil

@@ -15,19 +15,15 @@ import (
 	"github.com/shuntio/shunt/tools/need"
 )
 
+// netFeatures are CSUM, MAC, MRG_RXBUF, CTRL_VQ, MQ, INDIRECT_DESC, EVENT_IDX and VERSION_1.
+const netFeatures = 1<<0 | 1<<5 | 1<<15 | 1<<17 | 1<<22 | 1<<28 | 1<<29 | 1<<32
+
 // tapped serves a fake device that offers what a network device would, and records the conversation.
 func tapped(t *testing.T, pairs int) (*Backend, *fakeDevice, *recorder) {
 	d := newFake(t)
-	const net = 1<<0 | 1<<5 | 1<<15 | 1<<17 | 1<<22 | 1<<28 | 1<<29 | 1<<32 // CSUM MAC MRG_RXBUF CTRL_VQ MQ INDIRECT EVENT_IDX VERSION_1
-	d.offer = Offer{Features: net, Vrings: 2 * pairs, QueueNum: pairs, ProtocolFeatures: DefaultProtocolFeatures | ProtocolNetMTU}
+	d.offer = Offer{Features: netFeatures, Vrings: 2 * pairs, QueueNum: pairs, ProtocolFeatures: DefaultProtocolFeatures | ProtocolNetMTU}
 	rec := &recorder{}
-	b := listenFake(t, d, Options{tap: func(link transport) transport {
-		rec.mu.Lock()
-		defer rec.mu.Unlock()
-		rec.transport = link
-		return rec
-	}})
-	return b, d, rec
+	return listenFake(t, d, Options{tap: rec.tap}), d, rec
 }
 
 // process is another program, running until the test ends.
@@ -80,11 +76,11 @@ func (p *process) left() {
 	}
 }
 
-func qemu(t *testing.T, socket string, netdev, device string) *process {
-	return run(t, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none",
+func qemu(t *testing.T, socket string, netdev, device string, more ...string) *process {
+	return run(t, "qemu-system-x86_64", append([]string{"-M", "q35", "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none",
 		"-monitor", "stdio", "-m", "128M", "-object", "memory-backend-memfd,id=m,size=128M,share=on", "-numa", "node,memdev=m",
-		"-chardev", "socket,id=c,path="+socket,
-		"-netdev", "vhost-user,id=n,chardev=c"+netdev, "-device", "virtio-net-pci,netdev=n"+device)
+		"-chardev", "socket,id=c,path=" + socket,
+		"-netdev", "vhost-user,id=n,chardev=c" + netdev, "-device", "virtio-net-pci,netdev=n" + device}, more...)...)
 }
 
 func pairRuns(t *testing.T, d *fakeDevice) {
@@ -155,7 +151,7 @@ func testpmd(t *testing.T, vdev string, args ...string) *process {
 func TestVirtioUser(t *testing.T) {
 	need.Program(t, "dpdk-testpmd")
 	for name, protocol := range map[string]uint64{
-		"acknowledged": DefaultProtocolFeatures, "classic": ProtocolMQ, "old": ProtocolLogShmfd, // the last is not served: none is left
+		"acknowledged": DefaultProtocolFeatures, "classic": ProtocolMQ, "old": ProtocolInband, // the last is not served: none is left
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, d, rec := tapped(t, 1)

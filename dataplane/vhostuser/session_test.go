@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -228,13 +229,64 @@ func TestAllMemorySlots(t *testing.T) {
 	d, g := newFake(t), newGuest(t)
 	f := dial(t, listenFake(t, d, Options{}))
 	must(t, f.Negotiate(wantAll, wantAll))
-	r := Region{Size: pageSize, FD: g.fd}
-	for range MaxMemSlots {
-		r.GuestAddr, r.UserAddr = r.GuestAddr+pageSize, r.UserAddr+2*pageSize
-		must(t, f.AddMemory(r))
+	slot := func(i int) Region {
+		return Region{GuestAddr: uint64(i) * pageSize, UserAddr: 2 * uint64(i) * pageSize, Size: pageSize, FD: g.fd}
 	}
-	r.GuestAddr, r.UserAddr = r.GuestAddr+pageSize, r.UserAddr+2*pageSize
-	refused(t, f.AddMemory(r))
+	for round := range 2 {
+		for i := range MaxMemSlots {
+			must(t, f.AddMemory(slot(i)))
+		}
+		refused(t, f.AddMemory(slot(MaxMemSlots)))
+		for i := range MaxMemSlots { // upwards, and then every third
+			must(t, f.RemoveMemory(slot(i*(1+2*round)%MaxMemSlots)))
+		}
+	}
+	d.set(func() {
+		if len(d.memory) != 0 {
+			t.Errorf("%d regions are left", len(d.memory))
+		}
+	})
+}
+
+// TestPackedRings: sizes that are no power of two, positions with their wrap counters, in what both kinds of front-ends send.
+func TestPackedRings(t *testing.T) {
+	d := newFake(t)
+	d.offer.Features |= featurePacked | 1<<35 // IN_ORDER
+	b, f, g := started(t, d)
+	d.set(func() {
+		if d.features&(featurePacked|1<<35) != featurePacked|1<<35 {
+			t.Errorf("features %#x", d.features)
+		}
+	})
+	_, err := f.StopVring(0)
+	must(t, err)
+	ring := g.ring(0)
+	ring.Size = 100
+	for _, c := range []struct {
+		base        uint32
+		avail, used uint16
+	}{
+		{0x8063_8063, 0x8063, 0x8063}, {0x0005_8002, 0x8002, 5}, {0x8002, 0x8002, 0x8002}, {0x8000_8000, 0x8000, 0x8000}, {0, 0, 0},
+	} {
+		ring.Base = c.base
+		must(t, f.StartVring(ring))
+		have, ok := d.running(0)
+		if avail, used := have.PackedBase(); !ok || have.Size != 100 || avail != c.avail || used != c.used {
+			t.Errorf("base %#x: %#x and %#x of %d", c.base, avail, used, have.Size)
+		}
+		if base, err := f.StopVring(0); err != nil || base != c.base {
+			t.Errorf("base %#x came back as %#x, %v", c.base, base, err)
+		}
+	}
+	for _, base := range []uint32{100, 0x8064, 100 << 16, 0x7fff} {
+		ring.Base = base
+		refused(t, f.StartVring(ring))
+		if s := b.Status().Session; !strings.Contains(s.LastRefusal, "beyond its 100 descriptors") {
+			t.Errorf("%#x: %s", base, s.LastRefusal)
+		}
+		_, err := f.StopVring(0)
+		must(t, err)
+	}
 }
 
 // TestMemoryReplacedWhileRunning: the device never sees a table change under a ring; one it refuses changes nothing.

@@ -56,6 +56,13 @@ type recorder struct {
 	trace   []traced
 }
 
+func (r *recorder) tap(link transport) transport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.transport = link
+	return r
+}
+
 func (r *recorder) receive(p []byte, fds []int) (int, []int, error) {
 	before := len(fds)
 	n, fds, err := r.transport.receive(p, fds)
@@ -150,7 +157,7 @@ type memoryLink struct {
 	input   []byte // records: descriptors (low half of a byte: number, high half: kind), message
 	rest    int    // bytes of the current message not yet received
 	replies []Request
-	pool    [4]int // by kind: eventfd, memory, a device node, memory too small for most
+	pool    [5]int // by kind: eventfd, memory, a device node, memory too small for most, a connected socket
 }
 
 const (
@@ -158,6 +165,7 @@ const (
 	kindMemory
 	kindNull
 	kindSmall
+	kindSocket
 )
 
 func newMemoryLink(tb testing.TB) *memoryLink {
@@ -172,8 +180,11 @@ func newMemoryLink(tb testing.TB) *memoryLink {
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(tb, err)
 	m.pool[kindNull] = null
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(tb, err)
+	m.pool[kindSocket] = pair[0]
 	tb.Cleanup(func() {
-		for _, fd := range m.pool[kindMemory:] {
+		for _, fd := range append(m.pool[kindMemory:], pair[1]) {
 			unix.Close(fd)
 		}
 	})
@@ -181,8 +192,11 @@ func newMemoryLink(tb testing.TB) *memoryLink {
 }
 
 func (m *memoryLink) kindOf(r Request) int {
-	if r == SetMemTable || r == AddMemReg {
+	switch r {
+	case SetMemTable, AddMemReg, SetLogBase, SetInflightFD:
 		return kindMemory
+	case SetBackendReqFD:
+		return kindSocket
 	}
 	return kindEvent
 }
@@ -199,7 +213,7 @@ func (m *memoryLink) receive(p []byte, fds []int) (int, []int, error) {
 		spec := m.input[0]
 		m.input = m.input[1:]
 		for range spec & 15 {
-			fd, err := unix.FcntlInt(uintptr(m.pool[spec>>4&3]), unix.F_DUPFD_CLOEXEC, 0)
+			fd, err := unix.FcntlInt(uintptr(m.pool[int(spec>>4&7)%len(m.pool)]), unix.F_DUPFD_CLOEXEC, 0)
 			if err != nil {
 				return 0, fds, err
 			}
