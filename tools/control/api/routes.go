@@ -64,6 +64,33 @@ var routes = append([]route{
 		query:   []parameter{{name: "network", doc: "name of the network", required: true}},
 		serve:   (*Server).fdb,
 	},
+	{
+		method: http.MethodGet, path: "/v1/captures", id: "listCaptures", gives: []control.CaptureStatus{},
+		summary: "Captures that run",
+		serve:   func(s *Server, _ *http.Request) (any, error) { return s.controller.Captures(), nil },
+	},
+	{
+		method: http.MethodPost, path: "/v1/captures", id: "startCapture", takes: control.CaptureOptions{}, media: mediaPcapng,
+		summary: "Capture packets: the answer is a stream of pcapng, until there are as many as asked for, the capture is deleted or the connection ends",
+		stream:  (*Server).capture,
+	},
+	{
+		method: http.MethodDelete, path: "/v1/captures/{id}", id: "endCapture", gives: control.CaptureStatus{},
+		summary: "End a capture in good order: its stream ends with statistics",
+		serve:   (*Server).endCapture,
+	},
+	{
+		method: http.MethodGet, path: "/openapi.yaml", id: "getOpenAPI", media: "application/yaml",
+		summary: "This document",
+		stream: func(_ *Server, w http.ResponseWriter, _ *http.Request) error {
+			return writeDocument(w, "application/yaml", docs.OpenAPI)
+		},
+	},
+	{
+		method: http.MethodGet, path: "/openapi.json", id: "getOpenAPIJSON", media: "application/json",
+		summary: "This document, as JSON",
+		stream:  (*Server).openAPIJSON,
+	},
 }, objectRoutes()...)
 
 // objectRoutes are those of uplinks, networks and ports.
