@@ -79,13 +79,13 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 	onUplink := map[*uplink][]*network{}
 	for name, r := range s.networks {
 		if r.dirty {
-			r.static = s.buildStatic(r)
+			r.static, r.known = s.buildStatic(r), s.buildKnown(r)
 			r.dirty = false
 		}
 		c := &r.config
 		nw := &network{
 			slot: r.slot, serial: r.serial, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(),
-			static: r.static, learned: r.learned,
+			static: r.static, known: r.known, learned: r.learned,
 		}
 		if u := uplinks[c.Uplink]; u != nil {
 			nw.uplink = u

@@ -37,6 +37,9 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 			l.deliver(from, &frames[i], l.toWire(p.network.uplink, f))
 		case v.to == dropped:
 			l.drop(from, &frames[i], v.why)
+		case v.to == everywhere && p.network.answer(f):
+			frames[i] = nil
+			w.Send(from, f)
 		default: // everywhere or nowhere
 			l.flood(from, p.network, p, &frames[i], v.to)
 		}

@@ -50,6 +50,7 @@ type networkRecord struct {
 	learned []*learned // by worker
 	serial  uint32     // of learned
 	static  table
+	known   known
 	dirty   bool // static is to be built anew
 }
 

@@ -32,6 +32,7 @@ type network struct {
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.
 	static  table
 	learned []*learned // by worker
+	known   known
 	// members are the network's ports; strangers those of them that may use addresses we have not been told, and so
 	// the only ones that unknown unicast is flooded to.
 	members   []*port
