@@ -79,13 +79,14 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 	onUplink := map[*uplink][]*network{}
 	for name, r := range s.networks {
 		if r.dirty {
-			r.static, r.known = s.buildStatic(r), s.buildKnown(r)
+			r.static = s.buildStatic(r)
+			r.generation = s.serial()
 			r.dirty = false
 		}
 		c := &r.config
 		nw := &network{
-			slot: r.slot, serial: r.serial, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning, dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(),
-			static: r.static, known: r.known, learned: r.learned,
+			slot: r.slot, serial: r.serial, generation: r.generation, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning,
+			dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(), static: r.static, learned: r.learned, flows: r.flows,
 		}
 		if u := uplinks[c.Uplink]; u != nil {
 			nw.uplink = u
@@ -135,7 +136,7 @@ func (s *Switch) buildPorts(next *snapshot, networks map[string]*network) {
 		nw := networks[r.config.Network]
 		p := &port{
 			slot: r.slot, serial: r.serial, ways: s.newWays(r.links), network: nw, mac: r.config.MAC,
-			antiSpoof: r.config.AntiSpoof, rings: r.rings,
+			antiSpoof: r.config.AntiSpoof, rings: r.rings, flows: r.flows, filter: r.filter,
 		}
 		p.allow(r.config.IPs)
 		next.ports[r.slot] = p

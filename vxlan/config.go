@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // Errors that callers test for.
@@ -29,8 +31,13 @@ type Options struct {
 	MaxVTEPs int
 	// MaxLearnedVTEPs bounds those of them that nobody configured. Zero: a quarter of MaxVTEPs.
 	MaxLearnedVTEPs int
+	// Flows is how many flows of each port, and from the wire of each network, a worker keeps what was decided of. Zero: 1024, which take 132 KiB.
+	Flows int
 	// Seed makes table positions and flow hashes unpredictable. Zero: a random one; tests set it.
 	Seed uint64
+
+	clock    *atomic.Uint32 // of tests, in ticks; nil: the workers'
+	uncached bool           // tests: decide about each frame anew
 }
 
 // Uplink is how VXLAN packets and the frames of a flat network leave the machine.
@@ -109,6 +116,11 @@ type Port struct {
 	AntiSpoof bool
 	// LearnLimit bounds the entries learned from the port, if it has no AntiSpoof. Zero: 64.
 	LearnLimit int
+	// ACL says which packets may go out of the port and in to it (directions as the guest sees them). Nil: all. A policy is not changed: another one takes
+	// its place, by SetPort, and running flows are judged again by it.
+	ACL *acl.Policy
+	// FlowLimit bounds the flows of the port that are remembered so that they may be answered, if it has an ACL. Zero: 8192.
+	FlowLimit int
 }
 
 // Lengths of the outer headers in front of an inner frame.
@@ -170,9 +182,6 @@ func (n *Network) validate() error {
 		}
 		seen[e.MAC] = true
 		e.VTEP, e.IP = e.VTEP.Unmap(), e.IP.Unmap()
-		if e.IP.IsValid() && (e.IP.IsUnspecified() || e.IP.IsMulticast() || e.IP.Zone() != "") {
-			return fmt.Errorf("network %s: entry for %v: IP %v: %w, must be a unicast address", n.Name, e.MAC, e.IP, ErrInvalid)
-		}
 		if n.Flat {
 			if e.VTEP.IsValid() {
 				return fmt.Errorf("network %s: entry for %v: a flat network has no VTEPs, remove it: %w", n.Name, e.MAC, ErrInvalid)
@@ -215,8 +224,11 @@ func (p *Port) validate() error {
 			return fmt.Errorf("port %s: IP %v: %w, must be a unicast address", p.Name, ip, ErrInvalid)
 		}
 	}
-	if p.LearnLimit < 0 {
+	if p.LearnLimit < 0 || p.FlowLimit < 0 {
 		return fmt.Errorf("port %s: a negative limit: %w", p.Name, ErrInvalid)
+	}
+	if p.FlowLimit == 0 {
+		p.FlowLimit = 8192
 	}
 	if p.LearnLimit == 0 {
 		p.LearnLimit = 64

@@ -4,6 +4,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // flood sends a frame to everybody who may want it: the network's other ports, and, if it came from a guest (source is not
@@ -31,7 +32,11 @@ func (l *lane) flood(from *dataplane.Link, nw *network, source *port, in **frame
 		c.uplink(nw)
 	}
 	if c.last.link == nil {
-		l.drop(from, in, DropNoDestination)
+		why := DropNoDestination
+		if c.denied {
+			why = c.why
+		}
+		l.drop(from, in, why)
 		return
 	}
 	*in = nil
@@ -45,6 +50,9 @@ type copies struct {
 	frame *frame.Frame
 	sum   uint16
 	last  exit // found last: it waits until it is known whether another one follows
+
+	denied bool // some port's filter has refused the frame
+	why    dataplane.Reason
 }
 
 func (c *copies) ports(nw *network, source *port, known place) {
@@ -53,10 +61,23 @@ func (c *copies) ports(nw *network, source *port, known place) {
 		ports = nw.strangers
 	}
 	for _, p := range ports {
-		if p != source {
+		if p != source && c.admitted(p) {
 			c.to(c.lane.toPort(p, c.frame))
 		}
 	}
+}
+
+// admitted asks a port's filter.
+func (c *copies) admitted(p *port) bool {
+	if p.filter == nil {
+		return true
+	}
+	var v verdict
+	why, ok := p.passes(c.lane, acl.In, c.frame, &v)
+	if !ok {
+		c.denied, c.why = true, why
+	}
+	return ok
 }
 
 func (c *copies) uplink(nw *network) {

@@ -7,6 +7,7 @@ import (
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/offload"
 	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // guestPort is the forwarder of a guest's links.
@@ -26,72 +27,109 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 		dropAll(w, from, frames)
 		return
 	}
+	nw, flows := p.network, p.flows[l.number]
+	l.key.source, l.key.wide = address{}, false
 	for i, f := range frames {
-		v := p.decide(l, f)
-		switch {
-		case v.to.isPort():
-			l.deliver(from, &frames[i], l.toPort(l.now.ports[v.to], f))
-		case v.to.isVTEP():
-			l.deliver(from, &frames[i], l.toVTEP(p.network, l.now.vteps[v.to.vtep()], f))
-		case v.to == atUplink:
-			l.deliver(from, &frames[i], l.toWire(p.network.uplink, f))
-		case v.to == dropped:
-			l.drop(from, &frames[i], v.why)
-		case v.to == everywhere && p.network.answer(f):
-			frames[i] = nil
-			w.Send(from, f)
-		default: // everywhere or nowhere
-			l.flood(from, p.network, p, &frames[i], v.to)
+		v, known := l.recall(flows, nw, p, f)
+		if !known {
+			v = p.decide(l, f)
+			l.keep(flows, nw, p, f, v)
 		}
+		l.send(from, &frames[i], nw, p, v)
 	}
 }
 
 // verdict is what was decided of a frame.
 type verdict struct {
-	to  place
-	why dataplane.Reason // if dropped
+	to      place
+	out, in int16            // rules of the filters that judged it
+	why     dataplane.Reason // if dropped, or if depends has byDenial
+	depends depends
+	keep    bool // it holds for other frames of the flow, too
 }
 
 func drop(why dataplane.Reason) verdict { return verdict{to: dropped, why: why} }
 
-// decide judges a frame and looks up its destination.
-func (p *port) decide(l *lane, f *frame.Frame) verdict {
-	head := f.Head()
-	if len(head) < wire.EthernetLen {
-		return drop(DropMalformed)
+// send puts a frame on the way that was decided. source is nil if it came from the wire.
+func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source *port, v verdict) {
+	switch f := *in; {
+	case v.depends&byDenial != 0 || v.to == dropped:
+		l.drop(from, in, v.why)
+	case v.to.isPort():
+		l.deliver(from, in, l.toPort(l.now.ports[v.to], f))
+	case v.to.isVTEP():
+		l.deliver(from, in, l.toVTEP(nw, l.now.vteps[v.to.vtep()], f))
+	case v.to == atUplink:
+		l.deliver(from, in, l.toWire(nw.uplink, f))
+	default: // everywhere or nowhere
+		l.flood(from, nw, source, in, v.to)
 	}
-	if why, ok := p.judge(l, f); !ok {
-		return drop(why)
-	}
-	nw := p.network
-	to := nw.lookup(l, wire.Ethernet(head).Destination())
-	switch {
-	case to == atPort(p.slot):
-		return drop(DropHairpin)
-	case to == nowhere && nw.flat && nw.uplink != nil && len(nw.strangers) == 0:
-		to = atUplink // the only one to flood to
-	}
-	return verdict{to: to}
 }
 
-// judge tells whether the port may send the frame, and learns its source.
-func (p *port) judge(l *lane, f *frame.Frame) (dataplane.Reason, bool) {
+// decide judges a guest's frame and looks up its destination.
+func (p *port) decide(l *lane, f *frame.Frame) verdict {
+	l.isRead = false
+	if f.HeadLen() < wire.EthernetLen {
+		return drop(DropMalformed)
+	}
+	learned, why, ok := p.judge(l, f)
+	if !ok {
+		return drop(why)
+	}
+	var v verdict
+	if learned {
+		v.depends = bySource
+	}
+	if p.filter != nil {
+		if why, ok := p.passes(l, acl.Out, f, &v); !ok {
+			v.why = why
+			return v
+		}
+	}
+	nw := p.network
+	nw.route(l, f, &v)
+	switch {
+	case v.to == atPort(p.slot):
+		return drop(DropHairpin)
+	case v.to == nowhere && nw.flat && nw.uplink != nil && len(nw.strangers) == 0:
+		v.to = atUplink // the only one to flood to
+	}
+	return v
+}
+
+// route finds the place of a frame's destination, and asks the filter of the port there.
+func (nw *network) route(l *lane, f *frame.Frame, v *verdict) {
+	to, learned := nw.lookup(l, wire.Ethernet(f.Head()).Destination())
+	v.to, v.keep = to, to != nowhere && to != everywhere
+	if learned {
+		v.depends |= byDestination
+	}
+	if to.isPort() {
+		if q := l.now.ports[to]; q.filter != nil {
+			v.why, _ = q.passes(l, acl.In, f, v)
+		}
+	}
+}
+
+// judge tells whether the port may send the frame, and learns its source, if that is to be learned.
+func (p *port) judge(l *lane, f *frame.Frame) (learned bool, why dataplane.Reason, ok bool) {
 	head, nw := f.Head(), p.network
 	if source := wire.Ethernet(head).Source(); source != p.mac {
 		if p.antiSpoof {
-			return DropSpoofedMAC, false
+			return false, DropSpoofedMAC, false
 		}
 		if source.IsMulticast() {
-			return DropMalformed, false
+			return false, DropMalformed, false
 		}
-		nw.learn(l, source, atPort(p.slot), p.rings[l.number])
+		learned = nw.learn(l, source, atPort(p.slot), p.rings[l.number])
 	}
 	if p.antiSpoof {
 		if why, bad := p.spoofed(head, f.Len() == len(head)); bad {
-			return why, false
+			return false, why, false
 		}
 	}
-	return nw.admits(f)
+	why, ok = nw.admits(f)
+	return learned, why, ok
 }
 
 // admits tells whether a frame may be in the network at all. Of a packet that is to be cut its segments are judged.
@@ -128,30 +166,30 @@ func tags(head []byte) (n int) {
 	return n
 }
 
-// lookup finds the place of a destination.
-func (nw *network) lookup(l *lane, mac wire.MAC) place {
+// lookup finds the place of a destination, and tells whether it was learned.
+func (nw *network) lookup(l *lane, mac wire.MAC) (at place, learned bool) {
 	if mac.IsMulticast() {
-		return everywhere
+		return everywhere, false
 	}
 	if at := nw.static.place(mac); at != nowhere {
-		return at
+		return at, false
 	}
-	at := nw.learned[l.number].place(mac, l.tick)
+	at = nw.learned[l.number].place(mac, l.tick)
 	switch {
 	case at.isPort():
-		if p := l.now.ports[at]; p == nil || p.network != nw {
-			return nowhere // the port has just left, and its entries are about to
+		if p := l.now.ports[at]; p == nil || p.network != nw || p.rings == nil {
+			return nowhere, false // the port has just left, and its entries are about to
 		}
 	case at.isVTEP() && l.now.vteps[at.vtep()] == nil:
-		return nowhere
+		return nowhere, false
 	}
-	return at
+	return at, true
 }
 
-// learn enters the source of a frame, unless its place was configured.
-func (nw *network) learn(l *lane, mac wire.MAC, at place, owner *ring) {
+// learn enters the source of a frame, unless its place was configured or nothing is learned.
+func (nw *network) learn(l *lane, mac wire.MAC, at place, owner *ring) bool {
 	if !nw.learning || nw.static.place(mac) != nowhere {
-		return
+		return false
 	}
 	learned := nw.learned[l.number]
 	was, news := learned.learn(mac, at, l.tick, owner)
@@ -161,6 +199,7 @@ func (nw *network) learn(l *lane, mac wire.MAC, at place, owner *ring) {
 	if news && len(l.sw.lanes) > 1 && !(owner.mayTell(l.tick) && l.tell(nw, mac, at)) {
 		learned.untold(mac)
 	}
+	return true
 }
 
 // dropAll is for a link that is attached to nothing.

@@ -19,6 +19,13 @@ type lane struct {
 	now  *snapshot
 	tick uint32
 
+	// Of the frame under way: what its flow is known by, and what filters judge it by, once it isRead.
+	key              flowKey
+	packet           packet
+	isRead, readable bool
+	uncached         bool // for tests
+	recalled         int  // frames whose flow was known
+
 	segmenter offload.Segmenter
 	// held is a segment on its way to several places, which came by the link heldFrom. A fault leaves it here.
 	held     *frame.Frame
@@ -31,7 +38,7 @@ func (s *Switch) makeLanes(workers []*dataplane.Worker) {
 		if w.Index() != i {
 			panic(fmt.Sprintf("vxlan: worker %d has index %d: workers must be given in order", i, w.Index()))
 		}
-		l := &lane{sw: s, worker: w, number: i}
+		l := &lane{sw: s, worker: w, number: i, uncached: s.options.uncached}
 		s.lanes = append(s.lanes, l)
 		w.Listen(l)
 	}
@@ -48,7 +55,12 @@ func (s *Switch) begin(w *dataplane.Worker) *lane {
 }
 
 // tickOf is the worker's time in ticks.
-func (s *Switch) tickOf(w *dataplane.Worker) uint32 { return uint32(w.Now()>>tickShift) + s.ahead }
+func (s *Switch) tickOf(w *dataplane.Worker) uint32 {
+	if s.options.clock != nil {
+		return s.options.clock.Load()
+	}
+	return uint32(w.Now() >> tickShift)
+}
 
 // grace returns when no worker uses an earlier snapshot any more.
 func (s *Switch) grace() {

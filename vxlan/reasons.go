@@ -12,6 +12,10 @@ var (
 	DropSpoofedMAC = dataplane.NewReason("spoofed-mac", "the frame claims a MAC address that is not its port's")
 	// DropSpoofedIP is for ARP, neighbour discovery and IP sources.
 	DropSpoofedIP = dataplane.NewReason("spoofed-ip", "the frame claims an IP address that is not its port's")
+	// DropACLOut is for what a port's rules do not let out, DropACLIn for what they do not let in.
+	DropACLOut = dataplane.NewReason("acl-denied-out", "the rules of the port that sent the frame do not allow it")
+	// DropACLIn is explained at DropACLOut.
+	DropACLIn = dataplane.NewReason("acl-denied-in", "the rules of the port that the frame is for do not allow it")
 	// DropOverMTU is for frames longer than their network allows, or the way to their VTEP.
 	DropOverMTU = dataplane.NewReason("over-mtu", "the frame is longer than the MTU of its network or of the way to its VTEP")
 	// DropTagged is for networks that refuse VLAN tags.

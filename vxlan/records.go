@@ -50,8 +50,10 @@ type networkRecord struct {
 	learned []*learned // by worker
 	serial  uint32     // of learned
 	static  table
-	known   known
-	dirty   bool // static is to be built anew
+	dirty   bool // something has changed: static is to be built anew, and flows to be decided again
+	// flows are the caches for frames from the wire, by worker, and generation what is valid in all caches.
+	flows      []*flows
+	generation uint32
 }
 
 // teaches tells whether what was learned in the network as it was is true in the network as it is to be.
@@ -86,7 +88,9 @@ type portRecord struct {
 	links  []*dataplane.Link
 	slot   int
 	serial uint32
-	rings  []*ring // by worker; nil: it teaches nothing
+	rings  []*ring  // by worker; nil: it teaches nothing
+	flows  []*flows // by worker
+	filter *filter  // nil: none
 }
 
 // slots hands out small numbers.

@@ -32,7 +32,9 @@ type network struct {
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.
 	static  table
 	learned []*learned // by worker
-	known   known
+	// flows are what was decided of flows from the wire, by worker. generation tells it from what was decided by another configuration.
+	flows      []*flows
+	generation uint32
 	// members are the network's ports; strangers those of them that may use addresses we have not been told, and so
 	// the only ones that unknown unicast is flooded to.
 	members   []*port
@@ -51,7 +53,9 @@ type port struct {
 	ip4       []uint32   // big-endian, as numbers
 	ip6       [][16]byte // with the link-local address made of mac
 	checkIP   bool
-	rings     []*ring // by worker; nil: the port teaches nothing
+	rings     []*ring  // by worker; nil: the port teaches nothing
+	flows     []*flows // by worker
+	filter    *filter  // nil: none
 }
 
 // uplink as the workers see it.

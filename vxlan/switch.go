@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // Switch connects the links of workers. Its methods are the control side, for any goroutine; the forwarders that it gives
@@ -18,7 +19,6 @@ type Switch struct {
 	lanes   []*lane // the workers' side, by worker
 	options Options
 	seed    uint64
-	ahead   uint32 // ticks that tests are ahead of the workers' clock
 
 	// current is written by the control side and read by the workers, once for each vector of frames.
 	current atomic.Pointer[snapshot]
@@ -48,6 +48,9 @@ func NewSwitch(workers []*dataplane.Worker, o Options) *Switch {
 	}
 	if o.MaxLearnedVTEPs == 0 {
 		o.MaxLearnedVTEPs = o.MaxVTEPs / 4
+	}
+	if o.Flows == 0 {
+		o.Flows = 1024
 	}
 	if o.Seed == 0 {
 		var b [8]byte
@@ -185,9 +188,9 @@ func (s *Switch) SetNetwork(n Network) error {
 	old := s.networks[n.Name]
 	r := &networkRecord{config: n, dirty: true}
 	if old != nil {
-		r.slot, r.learned, r.serial = old.slot, old.learned, old.serial
+		r.slot, r.learned, r.serial, r.flows = old.slot, old.learned, old.serial, old.flows
 	} else {
-		r.slot = s.netSlots.take()
+		r.slot, r.flows = s.netSlots.take(), s.newFlows()
 	}
 	if old == nil || !old.teaches(&n) {
 		r.learned, r.serial = s.newLearned(&n), s.serial()
@@ -295,7 +298,8 @@ func (s *Switch) AttachPort(p Port, links []*dataplane.Link) error {
 	if len(links) == 0 {
 		return fmt.Errorf("port %s: a link is needed: %w", p.Name, ErrInvalid)
 	}
-	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial()}
+	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial(), flows: s.newFlows()}
+	s.filter(r, nil)
 	s.ports[p.Name] = r
 	s.admit(r)
 	for _, link := range links {
@@ -323,6 +327,7 @@ func (s *Switch) SetPort(p Port) error {
 	old := *r
 	again := p.Network != old.config.Network || p.AntiSpoof != old.config.AntiSpoof || p.LearnLimit != old.config.LearnLimit
 	r.config = p
+	s.filter(r, old.config.ACL)
 	if again {
 		s.networks[old.config.Network].dirty = true
 		r.serial = s.serial()
@@ -405,8 +410,12 @@ func (s *Switch) forget(r *portRecord) {
 	n := s.networks[r.config.Network]
 	for i, l := range s.lanes {
 		l.worker.Do(func() {
-			if r.rings != nil {
-				n.learned[i].forget(atPort(r.slot), r.rings[i])
+			if r.rings == nil {
+				return
+			}
+			n.learned[i].forget(atPort(r.slot), r.rings[i])
+			if now := s.ports[r.config.Name]; now != nil && now.rings != nil {
+				now.rings[i].epoch++ // it may have been decided by what was forgotten
 			}
 		})
 	}
@@ -425,6 +434,39 @@ func (s *Switch) newRings(limit int) []*ring {
 		rings[i] = newRing(limit)
 	}
 	return rings
+}
+
+// newFlows makes each worker's cache for the flows of a port, or of a network from the wire.
+func (s *Switch) newFlows() []*flows {
+	all := make([]*flows, len(s.lanes))
+	for i := range all {
+		all[i] = newFlows(s.options.Flows)
+	}
+	return all
+}
+
+// filter makes a port's filter by its configuration. What was allowed by other rules goes on, and is judged again.
+func (s *Switch) filter(r *portRecord, was *acl.Policy) {
+	policy, old := r.config.ACL, r.filter
+	switch {
+	case policy == nil:
+		r.filter = nil
+		return
+	case policy == was && old != nil:
+		return
+	}
+	next := &filter{version: s.serial()}
+	o := acl.Options{Workers: len(s.lanes)}
+	if old != nil {
+		o.Previous, next.conns, next.fragments = old.rules, old.conns, old.fragments
+	} else {
+		next.conns = newConns(r.config.FlowLimit, s.seed)
+		for range s.lanes {
+			next.fragments = append(next.fragments, new(fragments))
+		}
+	}
+	next.rules = acl.Compile(*policy, o)
+	r.filter = next
 }
 
 // newLearned makes each worker's tables for what it learns in a network.

@@ -22,14 +22,7 @@ func (u *uplinkPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames [
 	}
 	for i, f := range frames {
 		nw, v := up.decide(l, f)
-		switch {
-		case v.to.isPort():
-			l.deliver(from, &frames[i], l.toPort(l.now.ports[v.to], f))
-		case v.to == dropped:
-			l.drop(from, &frames[i], v.why)
-		default: // everywhere or nowhere
-			l.flood(from, nw, nil, &frames[i], v.to)
-		}
+		l.send(from, &frames[i], nw, nil, v)
 	}
 }
 
@@ -42,18 +35,35 @@ func (u *uplink) decide(l *lane, f *frame.Frame) (*network, verdict) {
 	if !ok {
 		return nil, drop(why)
 	}
+	l.key.source, l.key.wide = source, u.is6
+	flows := nw.flows[l.number]
+	v, known := l.recall(flows, nw, nil, f)
+	if !known {
+		v = u.judge(l, nw, source, f)
+		l.keep(flows, nw, nil, f, v)
+	}
+	return nw, v
+}
+
+// judge is the part of decide that is the same for all frames of a flow.
+func (u *uplink) judge(l *lane, nw *network, source address, f *frame.Frame) (v verdict) {
+	l.isRead = false
 	if why, ok := nw.admits(f); !ok {
-		return nil, drop(why)
+		return drop(why)
 	}
-	head := f.Head()
+	met := true
 	if nw.learning && !nw.flat {
-		nw.learnRemote(l, u, wire.Ethernet(head).Source(), source)
+		var learned bool
+		if learned, met = nw.learnRemote(l, u, wire.Ethernet(f.Head()).Source(), source); learned {
+			v.depends = bySource
+		}
 	}
-	to := nw.lookup(l, wire.Ethernet(head).Destination())
-	if to.isVTEP() || to == atUplink {
-		return nil, drop(DropSplitHorizon)
+	nw.route(l, f, &v)
+	if v.to.isVTEP() || v.to == atUplink {
+		return drop(DropSplitHorizon)
 	}
-	return nw, verdict{to: to}
+	v.keep = v.keep && met
+	return v
 }
 
 // unpack finds the network of a frame from the wire, and moves the frame's front past what is in front of the network's own frame. source is the
@@ -82,31 +92,25 @@ func (u *uplink) unpack(f *frame.Frame) (nw *network, source address, why datapl
 }
 
 // learnRemote enters the source of a frame from the wire, behind the VTEP that sent it. A VTEP that nobody knows is told to the
-// control side, and its guests are learned from its next frames.
-func (nw *network) learnRemote(l *lane, u *uplink, mac wire.MAC, source address) {
+// control side (and not met), and its guests are learned from its next frames.
+func (nw *network) learnRemote(l *lane, u *uplink, mac wire.MAC, source address) (learned, met bool) {
 	if mac.IsMulticast() {
-		return
-	}
-	learned := nw.learned[l.number]
-	// The usual frame changes nothing: its source is behind the same VTEP as before, and was seen in this tick.
-	s, found := learned.find(mac)
-	same := found && s.at.isVTEP() && l.now.vteps[s.at.vtep()].has(source, u)
-	if same && s.seen == l.tick {
-		return
+		return false, true
 	}
 	var at place
-	if same {
-		at = s.at
-	} else {
-		index, known := u.endpoints[source]
-		if !known {
-			l.sw.discover(u, source)
-			return
+	// The usual frame changes nothing: its source is behind the same VTEP as before.
+	if s, found := nw.learned[l.number].find(mac); found && s.at.isVTEP() && l.now.vteps[s.at.vtep()].has(source, u) {
+		if at = s.at; s.seen == l.tick && nw.static.place(mac) == nowhere {
+			return true, true
 		}
+	} else if index, known := u.endpoints[source]; known {
 		at = atVTEP(index)
+	} else {
+		l.sw.discover(u, source)
+		return false, false
 	}
 	l.sw.vtepSeen[at.vtep()].Store(l.tick)
-	nw.learn(l, mac, at, learned.wire)
+	return nw.learn(l, mac, at, nw.learned[l.number].wire), true
 }
 
 // has tells whether the tunnel is the one to an address on an uplink.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,20 +80,21 @@ func TestWorkersTellEachOther(t *testing.T) {
 
 // An address whose frames one worker sees grows old on no other, and without frames on all.
 func TestAgeAcrossWorkers(t *testing.T) {
-	l := newLabWith(t, 2, 256, Options{Seed: 7})
+	clock := new(atomic.Uint32)
+	l := newLabWith(t, 2, 256, Options{Seed: 7, clock: clock})
 	l.network(Network{Name: "blue", Learning: true, Age: 10 * time.Second})
 	a, _ := l.attachTo(Port{Name: "a", Network: "blue", MAC: mac1}, 1)
 	b, _ := l.attachTo(Port{Name: "b", Network: "blue"}, 0)
 	c, _ := l.attachTo(Port{Name: "c", Network: "blue"}, 0)
 	for range 60 {
 		l.send(b[0], ethernetFrame(mac1, macX))
-		l.sw.ahead += ticks(10*time.Second) / 10
+		clock.Add(ticks(10*time.Second) / 10)
 		l.send(a[0], ethernetFrame(macX, mac1))
 		if n := len(c[0].Sent()); n > 0 {
 			t.Fatal("flooded: the address grew old")
 		}
 	}
-	l.sw.ahead += ticks(10 * time.Second)
+	clock.Add(ticks(10 * time.Second))
 	l.send(a[0], ethernetFrame(macX, mac1))
 	if n := len(c[0].Sent()); n != 1 {
 		t.Error("an address that is silent did not grow old")
