@@ -2,6 +2,7 @@ package guestmem
 
 import (
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -89,19 +90,29 @@ func (l *Log) Mark(addr, n uint64) {
 	}
 	fresh := false
 	for w := first / 64; w <= last/64; w++ {
-		bits := ^uint64(0)
+		mask := ^uint64(0)
 		if w == first/64 {
-			bits <<= first % 64
+			mask <<= first % 64
 		}
 		if w == last/64 {
-			bits &= ^uint64(0) >> (63 - last%64)
+			mask &= ^uint64(0) >> (63 - last%64)
 		}
 		// Never skipped for bits that seem to be set: they can be swapped away while our write of the page is still on its way to
 		// memory. The atomic OR orders it before the bits.
-		fresh = atomic.OrUint64(&l.words[w], bits)&bits != bits || fresh
+		fresh = atomic.OrUint64(&l.words[w], mask)&mask != mask || fresh
 	}
 	if fresh {
 		l.notify()
+	}
+}
+
+// Take is the front-end's side, for load generators and tests: it takes all marks away and visits each marked page by its number. What is copied in a
+// visit may be older than the page's next mark, never than the one that was taken.
+func (l *Log) Take(visit func(page uint64)) {
+	for w := range l.words {
+		for taken := atomic.SwapUint64(&l.words[w], 0); taken != 0; taken &= taken - 1 {
+			visit(uint64(w)*64 + uint64(bits.TrailingZeros64(taken)))
+		}
 	}
 }
 

@@ -192,7 +192,7 @@ func TestMigration(t *testing.T) {
 	defer guest.Free()
 	fd := memFD(t, 1)
 	l := mustOpenLog(t, LogOptions{FD: fd, Size: (pages + 7) / 8})
-	theirs := mustOpenLog(t, LogOptions{FD: fd, Size: (pages + 7) / 8}).words
+	theirs := mustOpenLog(t, LogOptions{FD: fd, Size: (pages + 7) / 8})
 	at := func(p int) *uint64 {
 		words, err := shm.View[uint64](guest.View(uint64(p)*page+8, 8), 1)
 		if err != nil {
@@ -202,15 +202,7 @@ func TestMigration(t *testing.T) {
 	}
 	copied := make([]uint64, pages)
 	take := func() {
-		for w := range theirs {
-			for bits := atomic.SwapUint64(&theirs[w], 0); bits != 0; bits &= bits - 1 {
-				p := w * 64
-				for b := bits; b&1 == 0; b >>= 1 {
-					p++
-				}
-				copied[p] = atomic.LoadUint64(at(p))
-			}
-		}
+		theirs.Take(func(page uint64) { copied[page] = atomic.LoadUint64(at(int(page))) })
 	}
 	var writing sync.WaitGroup
 	for n := range writers {
