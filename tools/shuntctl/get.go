@@ -29,11 +29,7 @@ func (c *command) status() *cobra.Command {
 }
 
 func drawStatus(t *table, s control.Status, now time.Time) {
-	memory := ""
-	if s.HugePages {
-		memory = ", frame memory on huge pages"
-	}
-	t.line("shuntd %s, process %d, up %s%s", s.Version, s.PID, span(now.Sub(s.Started)), memory)
+	t.line("shuntd %s, process %d, up %s", s.Version, s.PID, span(now.Sub(s.Started)))
 	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS", "FREE FRAMES")
 	for _, w := range s.Workers {
 		cpu := fmt.Sprint(w.CPU)
@@ -77,10 +73,6 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 		vni := ""
 		switch {
 		case n.VNI != 0:
-	if u.MultiBuffer {
-		how += " multi-buffer"
-	}
-	return how
 			vni = fmt.Sprint(n.VNI)
 		case n.Uplink != "":
 			vni = "flat"
@@ -95,7 +87,7 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 }
 
 func drawPorts(t *table, list []control.PortStatus) {
-	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKERS", "ATTACHED TO")
+	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKER", "SOCKET")
 	for _, p := range list {
 		mac := ""
 		if !p.MAC.IsZero() {
@@ -119,7 +111,6 @@ func (c *command) get() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			return usageError{fmt.Errorf("get what? uplinks, networks or ports")}
 		},
-	return strings.Join(text, ",")
 	}
 	get.AddCommand(
 		getObjects(c, control.KindUplink, (*api.Client).Uplinks, (*api.Client).Uplink, drawUplinks),
