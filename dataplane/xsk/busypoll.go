@@ -20,6 +20,9 @@ import (
 // For interrupts to stay masked between two calls the device must be told to defer them (Defer). Who stops calling, because he sleeps, gets them back
 // after the deferral's timeout.
 //
+// The kernel knows which driver's queue to call from the first packet on, or from the driver in zero copy. Some never say (generic XDP; veth
+// in 6.18), and then a call does nothing: with the first packet that is found out, and polling ends.
+//
 // In copy mode the same copying is merely done elsewhere, and a packet that is passed on to the kernel costs the worker its whole way there. So
 // BusyPollAuto takes it for zero copy alone.
 
@@ -73,7 +76,7 @@ func (s *Socket) setBusyPoll() error {
 	}
 	switch {
 	case err == nil:
-		s.busyPoll = true
+		s.busyPoll.Store(true)
 	case s.o.BusyPoll == BusyPollAuto:
 		return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BUSY_POLL, 0)
 	case errors.Is(err, unix.EPERM):
@@ -90,7 +93,22 @@ func (p *Port) poll() {
 	p.s.receive(p.s.fd)
 }
 
-// DeferOptions say for which device, and how, interrupts are deferred.
+// settleBusyPoll ends polling if the packet that has come was from nowhere that can be polled.
+func (s *Socket) settleBusyPoll() {
+	s.settled = true
+	s.busyPoll.Store(s.napi(s.fd) != 0)
+}
+
+// incomingNAPI is the kernel's number of the driver's queue that the socket receives from; 0: unknown.
+func incomingNAPI(fd int) int {
+	id, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_INCOMING_NAPI_ID)
+	if err != nil {
+		return 0
+	}
+	return id
+}
+
+// DeferOptions say for which device, and how, interrupts are deferred. Where busy polling is not in force a deferral only delays packets.
 type DeferOptions struct {
 	// Interface is the device's name.
 	Interface string

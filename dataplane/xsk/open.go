@@ -10,7 +10,7 @@ import (
 
 // Open opens a socket and binds it. The caller's thread must be in the device's network namespace.
 func (u *UMEM) Open(o SocketOptions) (*Socket, error) {
-	s := &Socket{umem: u, o: o, fd: -1, send: sendNow, receive: receiveNow}
+	s := &Socket{umem: u, o: o, fd: -1, send: sendNow, receive: receiveNow, napi: incomingNAPI}
 	s.o.setDefaults()
 	if err := s.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("AF_XDP on %s queue %d: %w", o.Device.Name, o.Queue, err), s.Close())

@@ -12,10 +12,14 @@ import (
 // Receive takes what arrived, and fills the fill ring up again at once, so that it never runs dry.
 func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) int {
 	p.reap(pool)
-	if p.s.busyPoll && p.s.Rx.Peek(1) == 0 {
+	polls := p.s.busyPoll.Load()
+	if polls && p.s.Rx.Peek(1) == 0 {
 		p.poll()
 	}
 	n, taken := p.in.receive(into, pool)
+	if polls && taken > 0 && !p.s.settled {
+		p.s.settleBusyPoll()
+	}
 	p.filled -= taken
 	p.refill(pool)
 	return n

@@ -3,6 +3,7 @@ package xsk
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -94,11 +95,13 @@ type Socket struct {
 	o        SocketOptions
 	fd       int
 	zeroCopy bool
-	busyPoll bool
+	busyPoll atomic.Bool // written by the worker, when that is settled
+	settled  bool
 	maps     [][]byte // the rings' mappings
 
-	// send and receive are the two system calls that wake the kernel. Fields, so that a test can be the kernel.
+	// send and receive are the two system calls that wake the kernel, napi asks it whom receive wakes. Fields, so that a test can be the kernel.
 	send, receive func(fd int) unix.Errno
+	napi          func(fd int) int
 }
 
 // wantsTx tells whether the kernel must be called for the tx ring, after something was submitted to it.
@@ -125,23 +128,15 @@ type InForce struct {
 	ZeroCopy bool
 	// MultiBuffer: packets may span descriptors.
 	MultiBuffer bool
-	// BusyPoll: the driver's receiving runs on the worker's thread. Before a first packet came the kernel does not know
-	// which driver's queue that is; see Polled.
+	// BusyPoll: the driver's receiving runs on the worker's thread. It ends with the first packet if the driver cannot do that.
 	BusyPoll bool
-	// Polled: it knows, so calls reach the driver.
-	Polled bool
 	// Budget is how many descriptors a system call transmits at most in copy mode.
 	Budget int
 }
 
-// InForce asks the kernel where it may have changed. Any goroutine may.
+// InForce may be called by any goroutine.
 func (s *Socket) InForce() InForce {
-	f := InForce{ZeroCopy: s.zeroCopy, MultiBuffer: s.o.MultiBuffer, BusyPoll: s.busyPoll, Budget: max(s.o.Budget, kernelBudget)}
-	if f.BusyPoll {
-		id, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_INCOMING_NAPI_ID)
-		f.Polled = err == nil && id != 0
-	}
-	return f
+	return InForce{ZeroCopy: s.zeroCopy, MultiBuffer: s.o.MultiBuffer, BusyPoll: s.busyPoll.Load(), Budget: max(s.o.Budget, kernelBudget)}
 }
 
 // Statistics are the kernel's counts of a socket (struct xdp_statistics).

@@ -181,7 +181,7 @@ func (p *Port) Flush() {
 // return 0 as well when they stopped at a full completion ring.
 func (p *Port) kick() {
 	unread := p.s.Tx.Unread()
-	for unread > 0 && (p.s.busyPoll || p.s.wantsTx()) {
+	for unread > 0 && (p.s.busyPoll.Load() || p.s.wantsTx()) {
 		errno := p.s.send(p.s.fd)
 		p.stats.Kicks.Add(1)
 		p.down = errno == unix.ENETDOWN || errno == unix.ENXIO
