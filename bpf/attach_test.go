@@ -26,12 +26,14 @@ type lab struct {
 	host, peer *netlab.Namespace
 }
 
-func newLab(t testing.TB, mtu int) *lab {
+func newLab(t testing.TB, mtu int) *lab { return newWideLab(t, mtu, 1) }
+
+func newWideLab(t testing.TB, mtu, queues int) *lab {
 	t.Helper()
 	l := &lab{namespace(t, "host"), namespace(t, "peer")}
 	err := netlab.Veth(
 		netlab.End{Namespace: l.host, Name: "up0", MTU: mtu, Addrs: []string{"192.0.2.1/24"}},
-		netlab.End{Namespace: l.peer, Name: "peer0", MTU: mtu, Addrs: []string{"192.0.2.2/24"}}, 1)
+		netlab.End{Namespace: l.peer, Name: "peer0", MTU: mtu, Addrs: []string{"192.0.2.2/24"}}, queues)
 	if err != nil {
 		t.Fatal(err)
 	}
