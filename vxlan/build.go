@@ -79,14 +79,15 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 	onUplink := map[*uplink][]*network{}
 	for name, r := range s.networks {
 		if r.dirty {
-			r.static = s.buildStatic(r)
+			r.static, r.known = s.buildStatic(r), s.buildKnown(r)
 			r.generation = s.serial()
 			r.dirty = false
 		}
 		c := &r.config
 		nw := &network{
 			slot: r.slot, serial: r.serial, generation: r.generation, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning,
-			dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(), static: r.static, learned: r.learned, flows: r.flows,
+			dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(), static: r.static, known: r.known, learned: r.learned,
+			flows: r.flows,
 		}
 		if u := uplinks[c.Uplink]; u != nil {
 			nw.uplink = u

@@ -182,6 +182,9 @@ func (n *Network) validate() error {
 		}
 		seen[e.MAC] = true
 		e.VTEP, e.IP = e.VTEP.Unmap(), e.IP.Unmap()
+		if e.IP.IsValid() && (e.IP.IsUnspecified() || e.IP.IsMulticast() || e.IP.Zone() != "") {
+			return fmt.Errorf("network %s: entry for %v: IP %v: %w, must be a unicast address", n.Name, e.MAC, e.IP, ErrInvalid)
+		}
 		if n.Flat {
 			if e.VTEP.IsValid() {
 				return fmt.Errorf("network %s: entry for %v: a flat network has no VTEPs, remove it: %w", n.Name, e.MAC, ErrInvalid)

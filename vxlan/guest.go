@@ -61,6 +61,9 @@ func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source 
 		l.deliver(from, in, l.toVTEP(nw, l.now.vteps[v.to.vtep()], f))
 	case v.to == atUplink:
 		l.deliver(from, in, l.toWire(nw.uplink, f))
+	case v.to == everywhere && source != nil && nw.answer(f):
+		*in = nil
+		l.worker.Send(from, f)
 	default: // everywhere or nowhere
 		l.flood(from, nw, source, in, v.to)
 	}

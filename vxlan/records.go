@@ -50,6 +50,7 @@ type networkRecord struct {
 	learned []*learned // by worker
 	serial  uint32     // of learned
 	static  table
+	known   known
 	dirty   bool // something has changed: static is to be built anew, and flows to be decided again
 	// flows are the caches for frames from the wire, by worker, and generation what is valid in all caches.
 	flows      []*flows

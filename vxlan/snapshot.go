@@ -32,6 +32,7 @@ type network struct {
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.
 	static  table
 	learned []*learned // by worker
+	known   known
 	// flows are what was decided of flows from the wire, by worker. generation tells it from what was decided by another configuration.
 	flows      []*flows
 	generation uint32
