@@ -32,10 +32,11 @@ type Status struct {
 
 // EngineStatus is the state of the engine's objects.
 type EngineStatus struct {
-	Workers  []WorkerStatus  `json:"workers"`
-	Uplinks  []UplinkStatus  `json:"uplinks"`
-	Networks []NetworkStatus `json:"networks"`
-	Ports    []PortStatus    `json:"ports"`
+	HugePages bool            `json:"huge-pages"` // frame memory lies on them
+	Workers   []WorkerStatus  `json:"workers"`
+	Uplinks   []UplinkStatus  `json:"uplinks"`
+	Networks  []NetworkStatus `json:"networks"`
+	Ports     []PortStatus    `json:"ports"`
 }
 
 // WorkerStatus is the state of a poll loop.
@@ -54,17 +55,20 @@ type WorkerStatus struct {
 
 // UplinkStatus is the state of a way to other hosts, with the modes in force.
 type UplinkStatus struct {
-	Name       string     `json:"name"`
-	Interface  string     `json:"interface,omitempty"`
-	VhostUser  string     `json:"vhost-user,omitempty"`
-	State      State      `json:"state"`
-	Reason     string     `json:"reason,omitempty"` // of a state other than up
-	XDP        string     `json:"xdp,omitempty"`    // native or generic
-	Bind       string     `json:"bind,omitempty"`   // zerocopy or copy
-	Queues     int        `json:"queues"`
-	Address    netip.Addr `json:"address,omitzero"`
-	MTU        int        `json:"mtu"`
-	Neighbours int        `json:"neighbours"` // next hops whose MAC address is known
+	Name           string     `json:"name"`
+	Interface      string     `json:"interface,omitempty"`
+	VhostUser      string     `json:"vhost-user,omitempty"`
+	State          State      `json:"state"`
+	Reason         string     `json:"reason,omitempty"` // of a state other than up
+	XDP            string     `json:"xdp,omitempty"`    // native or generic
+	Bind           string     `json:"bind,omitempty"`   // zerocopy or copy
+	Queues         int        `json:"queues"`
+	BusyPoll       bool       `json:"busy-poll"`                 // whether workers drive the NIC's queues
+	MultiBuffer    bool       `json:"multi-buffer"`              // whether packets longer than a chunk of memory pass
+	TransmitBudget int        `json:"transmit-budget,omitempty"` // frames that one system call transmits, where the kernel was told
+	Address        netip.Addr `json:"address,omitzero"`
+	MTU            int        `json:"mtu"`
+	Neighbours     int        `json:"neighbours"` // next hops whose MAC address is known
 }
 
 // NetworkStatus is the state of a segment.
@@ -96,16 +100,17 @@ const (
 
 // PortStatus is the state of a guest's network interface.
 type PortStatus struct {
-	Name     string     `json:"name"`
-	Network  string     `json:"network"`
-	Socket   string     `json:"socket"`
-	State    State      `json:"state"`
-	Reason   string     `json:"reason,omitempty"`   // of a failed state
-	Features []string   `json:"features,omitempty"` // negotiated, by their names in the specification
-	Ring     string     `json:"ring,omitempty"`     // split or packed
-	Queues   int        `json:"queues"`             // queue pairs that run
-	MAC      config.MAC `json:"mac,omitzero"`       // configured, else learned
-	Worker   int        `json:"worker"`             // its ID
+	Name      string     `json:"name"`
+	Network   string     `json:"network"`
+	Socket    string     `json:"socket,omitempty"`    // vhost-user
+	Interface string     `json:"interface,omitempty"` // AF_XDP
+	State     State      `json:"state"`
+	Reason    string     `json:"reason,omitempty"`   // of a failed state
+	Features  []string   `json:"features,omitempty"` // negotiated, by their names in the specification
+	Ring      string     `json:"ring,omitempty"`     // split or packed
+	Queues    int        `json:"queues"`             // queue pairs that run
+	MAC       config.MAC `json:"mac,omitzero"`       // configured, else learned
+	Workers   []int      `json:"workers,omitempty"`  // the IDs of those that have its queues, by queue pair
 }
 
 // Counters are as the engine sees it: received is what came into it, from the guest of a port or from the wire of an

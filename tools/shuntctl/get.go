@@ -29,7 +29,11 @@ func (c *command) status() *cobra.Command {
 }
 
 func drawStatus(t *table, s control.Status, now time.Time) {
-	t.line("shuntd %s, process %d, up %s", s.Version, s.PID, span(now.Sub(s.Started)))
+	memory := ""
+	if s.HugePages {
+		memory = ", frame memory on huge pages"
+	}
+	t.line("shuntd %s, process %d, up %s%s", s.Version, s.PID, span(now.Sub(s.Started)), memory)
 	t.head("WORKER", "CPU", "IDLE", "BUSY", "ROUNDS", "SLEEPS", "PACKETS", "FREE FRAMES")
 	for _, w := range s.Workers {
 		cpu := fmt.Sprint(w.CPU)
@@ -63,8 +67,20 @@ func drawUplinks(t *table, list []control.UplinkStatus) {
 		if u.Address.IsValid() {
 			address = u.Address.String()
 		}
-		t.row(u.Name, or(u.Interface, u.VhostUser), state(u.State, u.Reason), u.XDP, u.Bind, u.Queues, address, u.MTU, u.Neighbours)
+		t.row(u.Name, or(u.Interface, u.VhostUser), state(u.State, u.Reason), u.XDP, bound(u), u.Queues, address, u.MTU, u.Neighbours)
 	}
+}
+
+// bound is how an uplink's sockets work.
+func bound(u control.UplinkStatus) string {
+	how := u.Bind
+	if u.BusyPoll {
+		how += " busy-poll"
+	}
+	if u.MultiBuffer {
+		how += " multi-buffer"
+	}
+	return how
 }
 
 func drawNetworks(t *table, list []control.NetworkStatus) {
@@ -87,14 +103,23 @@ func drawNetworks(t *table, list []control.NetworkStatus) {
 }
 
 func drawPorts(t *table, list []control.PortStatus) {
-	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKER", "SOCKET")
+	t.head("PORT", "NETWORK", "STATE", "MAC", "RING", "QUEUES", "WORKERS", "ATTACHED TO")
 	for _, p := range list {
 		mac := ""
 		if !p.MAC.IsZero() {
 			mac = p.MAC.String()
 		}
-		t.row(p.Name, p.Network, state(p.State, p.Reason), mac, p.Ring, p.Queues, p.Worker, p.Socket)
+		t.row(p.Name, p.Network, state(p.State, p.Reason), mac, p.Ring, p.Queues, joined(p.Workers), or(p.Socket, p.Interface))
 	}
+}
+
+// joined shows the workers of a port's queue pairs.
+func joined(numbers []int) string {
+	text := make([]string, len(numbers))
+	for i, n := range numbers {
+		text[i] = fmt.Sprint(n)
+	}
+	return strings.Join(text, ",")
 }
 
 func state(s control.State, reason string) string {

@@ -48,7 +48,8 @@ func daemon(t *testing.T) (*controltest.Engine, string) {
 				Workers: []control.WorkerStatus{{CPU: 1, Idle: config.IdleAdaptive, Busy: 0.123, Rounds: 1234567, Sleeps: 89, Packets: 1000,
 					Frames: 16384, FreeFrames: 14336}},
 				Uplinks: []control.UplinkStatus{
-					{Name: "up0", Interface: "eth1", State: control.StateUp, XDP: "native", Bind: "copy", Queues: 2, Address: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Neighbours: 1},
+					{Name: "up0", Interface: "eth1", State: control.StateUp, XDP: "native", Bind: "copy", Queues: 2, BusyPoll: true, MultiBuffer: true,
+						Address: netip.MustParseAddr("192.0.2.1"), MTU: 1500, Neighbours: 1},
 					{Name: "up1", VhostUser: "/run/shunt/up1.sock", State: control.StateDisconnected, Queues: 1, MTU: 1500},
 				},
 				Networks: []control.NetworkStatus{
@@ -57,7 +58,7 @@ func daemon(t *testing.T) (*controltest.Engine, string) {
 					{Name: "local", MTU: 9000, Learning: true, Ports: 1},
 				},
 				Ports: []control.PortStatus{
-					{Name: "vm1-eth0", Network: "blue", Socket: "/run/shunt/vm1-eth0.sock", State: control.StateConnected, Ring: "split", Queues: 1, MAC: mac,
+					{Name: "vm1-eth0", Network: "blue", Socket: "/run/shunt/vm1-eth0.sock", State: control.StateConnected, Ring: "split", Queues: 2, Workers: []int{0, 1}, MAC: mac,
 						Features: []string{"VERSION_1", "MRG_RXBUF"}},
 					{Name: "vm2-eth0", Network: "local", Socket: "/run/shunt/vm2-eth0.sock", State: control.StateFailed, Reason: "a memory region is not on tmpfs"},
 				},

@@ -21,7 +21,7 @@ type Policy struct {
 	// Default is the verdict on what no rule matches. The zero value denies.
 	Default Verdict `json:"default"`
 	// Rules, of which the first that matches decides.
-	Rules []Rule `json:"rules"`
+	Rules []Rule `json:"rules,omitempty"`
 }
 
 // ParsePolicy reads a policy: a rule on each line, and at most one line "default allow" or "default deny". Without one the default is to deny.
@@ -70,7 +70,7 @@ func (p Policy) String() string {
 // Explanation is the answer to "would this packet pass, and by which rule?"
 type Explanation struct {
 	Verdict Verdict `json:"verdict"`
-	Rule    int     `json:"rule"`           // index in the policy, Default or Always
+	Rule    int     `json:"rule"`           // index in the policy; -1: the default, -2: what no policy judges
 	Text    string  `json:"text,omitempty"` // the rule's
 	// Answers is set for a packet that is denied, but may be the reply to one that is not: it passes while that flow lasts.
 	Answers *Answer `json:"answers,omitempty"`

@@ -7,6 +7,11 @@
 //	GET    /v1/uplinks/NAME        one of them
 //	PUT    /v1/uplinks/NAME        config.Uplink  -> Changes
 //	DELETE /v1/uplinks/NAME        -> Changes
+//	GET    /v1/ports/NAME/acl      control.ACLStatus
+//	PUT    /v1/ports/NAME/acl      acl.Policy  -> Changes
+//	DELETE /v1/ports/NAME/acl      -> Changes
+//	GET    /v1/ports/NAME/acl/test?direction=in&packet=...  control.ACLTest
+//	PUT    /v1/ports/NAME/workers  []int  -> Changes
 //	GET    /v1/stats[?name=NAME]   control.Stats
 //	GET    /v1/drops               []control.Drop
 //	GET    /v1/fdb?network=NAME    []control.FDBEntry

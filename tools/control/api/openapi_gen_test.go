@@ -20,6 +20,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // The OpenAPI document is made of the routes and of the Go types of their bodies:
@@ -37,6 +38,8 @@ var scalars = map[reflect.Type]yaml.MapSlice{
 	}}},
 	reflect.TypeFor[config.MAC]():      {{Key: "type", Value: "string"}, {Key: "pattern", Value: "^([0-9a-f]{2}:){5}[0-9a-f]{2}$"}},
 	reflect.TypeFor[config.FileMode](): {{Key: "type", Value: "string"}, {Key: "pattern", Value: "^0o?[0-7]{1,4}$"}},
+	reflect.TypeFor[acl.Direction]():   {{Key: "type", Value: "string"}, {Key: "enum", Value: []string{"in", "out"}}},
+	reflect.TypeFor[acl.Verdict]():     {{Key: "type", Value: "string"}, {Key: "enum", Value: []string{"allow", "deny"}}},
 	reflect.TypeFor[config.CPUs](): {{Key: "oneOf", Value: []any{
 		yaml.MapSlice{{Key: "type", Value: "array"}, {Key: "items", Value: yaml.MapSlice{{Key: "type", Value: "integer"}}}},
 		yaml.MapSlice{{Key: "const", Value: "auto"}},
@@ -285,7 +288,10 @@ func (g *generator) fields(t reflect.Type, properties *yaml.MapSlice, required *
 // isRequired tells whether a field that is always written must be there, too, when it is read: a configuration's may be absent where they have a
 // default, and what has none are names and addresses.
 func isRequired(t reflect.Type, f reflect.StructField) bool {
-	if t.PkgPath() != modulePath+"tools/control/config" {
+	switch {
+	case t == reflect.TypeFor[acl.Policy]():
+		return false
+	case t.PkgPath() != modulePath+"tools/control/config":
 		return true
 	}
 	return f.Type.Kind() == reflect.String || f.Type == reflect.TypeFor[config.MAC]()

@@ -91,7 +91,7 @@ var routes = append([]route{
 		summary: "This document, as JSON",
 		stream:  (*Server).openAPIJSON,
 	},
-}, objectRoutes()...)
+}, append(objectRoutes(), portRoutes...)...)
 
 // objectRoutes are those of uplinks, networks and ports.
 func objectRoutes() (all []route) {
