@@ -20,7 +20,6 @@ import (
 	tea "charm.land/bubbletea/v2"
 
 	"github.com/shuntio/shunt/tools/control"
-	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/tools/need"
 )
 
@@ -229,7 +228,9 @@ func TestStatsWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	out := &buffer{}
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, []string{"stats", "-w", "-i", "0.1", "-o", "json", "--socket", socket}, nil, out, io.Discard) }()
+	go func() {
+		done <- run(ctx, []string{"stats", "-w", "-i", "0.1", "-o", "json", "--socket", socket}, nil, out, io.Discard)
+	}()
 	await(t, "three lines", func() bool { return strings.Count(out.String(), "\n") >= 3 })
 	cancel()
 	<-done
@@ -246,7 +247,9 @@ func TestTopWithoutTerminal(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	out := &buffer{}
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, []string{"top", "-i", "0.1", "--sort", "rx", "--socket", socket}, nil, out, io.Discard) }()
+	go func() {
+		done <- run(ctx, []string{"top", "-i", "0.1", "--sort", "rx", "--socket", socket}, nil, out, io.Discard)
+	}()
 	await(t, "two pictures", func() bool { return strings.Count(out.String(), "vm1-eth0         connected") >= 2 })
 	cancel()
 	if status := <-done; status != 0 || strings.Contains(out.String(), "\x1b") {
@@ -407,7 +410,6 @@ func TestCapture(t *testing.T) {
 		default:
 		}
 	}
-	_ = config.DefaultSocket
 }
 
 // TestCaptureIntoBrokenPipe runs the program before a reader that goes away: that is an end, not a crash.
@@ -429,7 +431,7 @@ func TestCaptureIntoBrokenPipe(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", program+" capture -w - --socket "+socket+" | head -c 3000 >/dev/null; echo ${PIPESTATUS-}done")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", program+" capture -w - --socket "+socket+" | head -c 3000 >/dev/null; echo done")
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "whoever read the capture went away") || !strings.Contains(string(out), "done") {
 		t.Errorf("%v: %s", err, out)

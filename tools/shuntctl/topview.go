@@ -20,6 +20,7 @@ type topView struct {
 	scroll  int // objects above the first that is shown
 	help    bool
 	note    string // shown in the first line
+	part    string // which objects there was room for, if not for all
 	problem error  // the daemon does not answer
 
 	last    snapshot
@@ -160,7 +161,7 @@ func (v *topView) keys() string {
 	if v.help {
 		return "sort: n name r rx t tx b bits d drops   up down: scroll   space: pause   + -: faster, slower   q: quit"
 	}
-	return fmt.Sprintf("sorted by %s   n r t b d: sort   space: pause   ?: all keys   q: quit", v.order)
+	return fmt.Sprintf("%ssorted by %s   n r t b d: sort   space: pause   ?: all keys   q: quit", v.part, v.order)
 }
 
 // bar is a share of eight places.
@@ -234,8 +235,8 @@ func (v *topView) objectLines(room int) []string {
 		lines = append(lines, fmt.Sprintf("%-16s %-12s %8s %8s %8s %8s %8s", cut(r.name, 16), v.stateOf(r.object), rate(r.rxPackets), rate(r.rxBits),
 			rate(r.txPackets), rate(r.txBits), rate(r.dropped)))
 	}
-	if hidden := len(list) - len(shown); hidden > 0 {
-		lines[0] += fmt.Sprintf("  (%d of %d)", len(shown), len(list))
+	if v.part = ""; len(shown) < len(list) {
+		v.part = fmt.Sprintf("%d to %d of %d   ", v.scroll+1, v.scroll+len(shown), len(list))
 	}
 	if len(list) == 0 {
 		lines = append(lines, "none yet")
@@ -268,7 +269,11 @@ func (v *topView) dropLines() []string {
 			lines = append(lines, fmt.Sprintf("and %d more: shuntctl drops", len(list)-i))
 			break
 		}
-		lines = append(lines, fmt.Sprintf("%-8s %-16s %s: %s", rate(d.rate), cut(d.of.name, 16), d.reason, v.last.stats.Reasons[d.reason]))
+		reason := d.reason
+		if meaning := v.last.stats.Reasons[d.reason]; meaning != "" {
+			reason += ": " + meaning
+		}
+		lines = append(lines, fmt.Sprintf("%-8s %-16s %s", rate(d.rate), cut(d.of.name, 16), reason))
 	}
 	return lines
 }
