@@ -2,6 +2,7 @@ package virtq
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -9,72 +10,121 @@ import (
 
 // DeviceOptions configure the device's side of a queue.
 type DeviceOptions struct {
-	// Layout is where the tables lie, Size the number of descriptors: a power of two.
+	// Layout is where the tables lie, Size the number of descriptors: a power of two in a split ring.
 	Layout Layout
 	Size   int
 	// Memory translates buffer addresses.
 	Memory *guestmem.Map
-	// Base is the index from which to go on; both rings are taken to stand there. Zero for a fresh queue.
+	// Packed was negotiated (VIRTIO_F_RING_PACKED): the format of the tables.
+	Packed bool
+	// Base is the avail index from which to go on: zero for a fresh split ring, PackedStart for a fresh packed one. A packed ring's
+	// has the wrap counter in its highest bit.
 	Base uint16
+	// UsedBase is where a packed ring's used descriptors go on, in the same form. It is Base unless chains are under way (Resume). A split ring's
+	// used index lies in the ring and is read from there.
+	UsedBase uint16
 	// EventIdx and Indirect were negotiated (VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC).
 	EventIdx, Indirect bool
+	// InOrder was negotiated (VIRTIO_F_IN_ORDER): chains are completed in the order in which they were taken, and the driver knows.
+	InOrder bool
+	// Log and UsedLog: see SetLog. A nil Log takes no marks.
+	Log     *guestmem.Log
+	UsedLog uint64
+	// Lasting: chains may be under way while SetLog is called, so what the log wants to know of them is kept at all times.
+	Lasting bool
 }
 
-// Device is the device's side of a split virtqueue:
+// Device is the device's side of a virtqueue:
 //
 //	Next ──▶ a Chain of buffers ──▶ Complete ──▶ Publish ──▶ the driver sees it
 //
 // One worker owns it.
 type Device struct {
-	rings
-	mask     uint16
-	size     uint16
-	memory   *guestmem.Map
+	packed   bool
+	direct   bool // done is the used ring itself
 	eventIdx bool
 	indirect bool
+	inOrder  bool
+	size     uint16
+	mask     uint16 // of done
+	note     uint16 // not 0: Next leaves a note of each chain in chains or dirty. A descriptor flag, so that one look tells what takes longer
 
-	availNext uint16 // the next entry of the avail ring to take
+	availNext uint16 // the next entry of a split ring's avail ring to take
 	availSeen uint16 // avail.idx when we looked last: the driver's cache line is touched once a batch
-	usedNext  uint16 // the next element of the used ring to write
-	usedShown uint16 // used.idx as published
+	usedNext  uint16 // the next element to complete
+	usedShown uint16 // the first one that is not published
+	last      uint16 // the chain taken last, where chains is kept
+
+	memory *guestmem.Map
+	done   []usedElem // completed, by index: the used ring where that is all there is to do; else Publish makes of it what is to be
+	rings             // split
+	ring   packedSide // packed
+	chains []underWay // by head; of a packed ring, or one in order, or one whose writes are logged
+	dirty  dirty
 }
 
-// Chain is one request of the driver: the buffers it filled, then the buffers it wants filled.
-// Its slices are views of guest memory, reused by the next call of Next.
-type Chain struct {
-	// Head names the chain to Complete.
-	Head uint16
-	// Readable are the driver's bytes, Writable where the device's go.
-	Readable, Writable [][]byte
-	views              [][]byte
+// underWay is what is kept of a chain from Next to Publish.
+type underWay struct {
+	slots  uint16 // descriptors of a packed ring; 0: not under way
+	before uint16 // the chain that was taken before it
+	reads  bool   // it has nothing to write
 }
-
-// NewChain makes a chain with room for the longest one a queue of this size can hold without indirect tables; longer ones
-// are ErrChain.
-func NewChain(size int) *Chain { return &Chain{views: make([][]byte, 0, max(size, 64))} }
 
 // NewDevice takes over the device's side of a queue.
-func NewDevice(o DeviceOptions) (*Device, error) {
-	r, err := newRings(o.Layout, o.Size)
+func NewDevice(o DeviceOptions) (_ *Device, err error) {
+	q := &Device{size: uint16(o.Size), memory: o.Memory, packed: o.Packed, eventIdx: o.EventIdx, indirect: o.Indirect, inOrder: o.InOrder}
+	if o.Packed {
+		q.ring, err = newPackedSide(o)
+	} else {
+		q.rings, err = newRings(o.Layout, o.Size)
+	}
 	if err != nil {
 		return nil, err
 	}
-	q := &Device{
-		rings: r, size: uint16(o.Size), mask: uint16(o.Size - 1), memory: o.Memory, eventIdx: o.EventIdx, indirect: o.Indirect,
-		availNext: o.Base, availSeen: o.Base, usedNext: o.Base, usedShown: o.Base,
+	if !o.Packed {
+		q.availNext, q.availSeen = o.Base, o.Base
+		q.usedNext = shm.Load16(q.usedIdx)
+		q.usedShown = q.usedNext
 	}
+	if o.Packed || o.InOrder {
+		q.chains = make([]underWay, o.Size)
+	}
+	room := 1
+	for room < o.Size {
+		room *= 2
+	}
+	q.mask = uint16(room - 1)
+	q.dirty = dirty{lasting: o.Lasting, table: o.Layout.Desc[:DescBytes(o.Size)]}
+	q.SetLog(o.Log, o.UsedLog)
 	q.Disarm()
 	return q, nil
 }
 
-// Base is the index from which another device would go on. What was taken by Next must have been completed and published.
-func (q *Device) Base() uint16 { return q.availNext }
+// Base is the avail index from which another device would go on, in the form of DeviceOptions.Base. Chains taken and not
+// completed are lost to it, unless it is told of them by Resume.
+func (q *Device) Base() uint16 {
+	if q.packed {
+		return q.ring.avail.base()
+	}
+	return q.availNext
+}
+
+// UsedBase is where the used index stands as the driver sees it, in the same form.
+func (q *Device) UsedBase() uint16 {
+	if q.packed {
+		return q.ring.used.base()
+	}
+	return q.usedShown
+}
 
 // Size is the number of descriptors.
 func (q *Device) Size() int { return int(q.size) }
 
-// Available tells how many chains wait, looking at the driver's index only if it knows of none.
+// Available tells how many chains wait, looking into the ring only if it knows of none. In a packed ring it looks no further than a batch.
 func (q *Device) Available() (int, error) {
+	if q.packed {
+		return q.availablePacked()
+	}
 	if q.availNext == q.availSeen {
 		seen := shm.Load16(q.availIdx) // acquire: the ring's entries and the descriptors are read after it
 		if seen-q.availNext > q.size {
@@ -88,6 +138,10 @@ func (q *Device) Available() (int, error) {
 // Hint begins to bring the first buffers of the next n chains into the cache. What it reads it reads ahead of time, so nothing is
 // judged by it; Next reads again. On a worker that moves 64-byte frames between guests it saves 7 % of the time.
 func (q *Device) Hint(n int) {
+	if q.packed {
+		q.hintPacked(n)
+		return
+	}
 	for i := range uint16(n) {
 		head := q.avail[(q.availNext+i)&q.mask]
 		if int(head) >= len(q.desc) {
@@ -102,124 +156,99 @@ func (q *Device) Hint(n int) {
 
 // Next takes the next chain; Available must have said that there is one. After an error the queue is of no more use.
 func (q *Device) Next(c *Chain) error {
-	head := q.avail[q.availNext&q.mask]
+	at := q.availNext & q.mask
+	if int(at) >= len(q.avail) { // the bounds check, which costs nothing more, and the question: a packed queue has no avail ring
+		return q.nextPacked(c)
+	}
+	head := q.avail[at]
 	if int(head) >= len(q.desc) {
-		return fmt.Errorf("%w: avail ring names %d in a queue of %d", ErrHead, head, q.size)
+		return q.badHead(head)
 	}
 	q.availNext++
 	c.Head = head
 	d := q.desc[head] // read once: the driver may write it again at any time
-	if d.flags&(descNext|descIndirect) == 0 {
-		view := q.memory.View(d.addr, d.len)
-		if view != nil {
-			c.views = append(c.views[:0], view)
-			if d.flags&descWrite == 0 {
-				c.Readable, c.Writable = c.views, nil
-			} else {
-				c.Readable, c.Writable = nil, c.views
-			}
+	if (d.flags|q.note)&(descNext|descIndirect) == 0 {
+		if view := q.memory.View(d.addr, d.len); view != nil {
+			c.one(view, d.flags)
 			return nil
 		}
 	}
-	return q.walk(c, d)
+	return q.nextLong(c, d)
 }
 
-// Back returns the chain taken last to the avail ring: the next call of Next takes it again. For a device that finds
-// it cannot serve it now.
-func (q *Device) Back() { q.availNext-- }
+func (q *Device) badHead(head uint16) error {
+	return fmt.Errorf("%w: avail ring names %d in a queue of %d", ErrHead, head, q.size)
+}
 
-// walk follows a chain from its first descriptor: descriptors of the queue's table, of which the last may stand for an indirect table
-// (virtio 1.2, 2.7.5.3.2). It ends, whatever the driver wrote, because each step counts against the length of the table it walks in, and
-// soon, because it counts against the room of c, too: an indirect table may be long, and full of empty buffers.
-func (q *Device) walk(c *Chain, d desc) (err error) {
-	c.views = c.views[:0]
-	table, left := q.desc, min(len(q.desc), cap(c.views))
-	readable, writing, inside := 0, false, false
-	for {
-		if d.flags&descIndirect != 0 && !inside {
-			if table, err = q.indirectTable(d); err != nil {
-				return err
-			}
-			d, left, inside = table[0], min(len(table), cap(c.views)), true
-		}
-		switch {
-		case d.flags&descIndirect != 0:
-			return fmt.Errorf("%w: it holds another one", ErrIndirect)
-		case d.flags&descWrite == 0 && writing:
-			return fmt.Errorf("%w: readable buffer behind a writable one", ErrChain)
-		}
-		if err := q.translate(c, d); err != nil {
-			return err
-		}
-		if d.flags&descWrite == 0 {
-			readable = len(c.views)
-		} else {
-			writing = true
-		}
-		if d.flags&descNext == 0 {
-			break
-		}
-		if left--; left == 0 {
-			return fmt.Errorf("%w: longer than its table of %d, or than %d buffers", ErrChain, len(table), cap(c.views))
-		}
-		if int(d.next) >= len(table) {
-			return fmt.Errorf("%w: next is %d in a table of %d", ErrHead, d.next, len(table))
-		}
-		d = table[d.next]
+// nextLong is Next for what is not one buffer in one piece, or has to be noted.
+func (q *Device) nextLong(c *Chain, d desc) error {
+	view := []byte(nil)
+	if d.flags&(descNext|descIndirect) == 0 {
+		view = q.memory.View(d.addr, d.len)
 	}
-	c.Readable, c.Writable = c.views[:readable], c.views[readable:]
+	if view != nil {
+		c.one(view, d.flags)
+	} else if err := q.walk(c, d); err != nil {
+		return err
+	}
+	if q.note != 0 {
+		q.remember(c)
+	}
 	return nil
 }
 
-// indirectTable is the table a descriptor points to (virtio 1.2, 2.7.5.3).
-func (q *Device) indirectTable(d desc) ([]desc, error) {
-	switch {
-	case !q.indirect:
-		return nil, fmt.Errorf("%w: not negotiated", ErrIndirect)
-	case d.flags&descNext != 0:
-		return nil, fmt.Errorf("%w: both indirect and next", ErrIndirect)
-	case d.len == 0 || d.len%16 != 0 || d.len > 16*MaxSize:
-		return nil, fmt.Errorf("%w: %d bytes", ErrIndirect, d.len)
-	}
-	view := q.memory.View(d.addr, d.len)
-	if view == nil {
-		return nil, fmt.Errorf("%w: indirect table at %#x", ErrAddress, d.addr)
-	}
-	table, err := shm.View[desc](view, int(d.len/16))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrIndirect, err)
-	}
-	return table, nil
+// remember leaves a note of the chain just taken from a split ring.
+func (q *Device) remember(c *Chain) {
+	q.chains[c.Head] = underWay{before: q.last, reads: len(c.Writable) == 0}
+	q.last = c.Head
+	q.dirty.remember(c, q.memory)
 }
 
-// translate appends the views of one buffer; more than one if it crosses from one memory region into the next.
-func (q *Device) translate(c *Chain, d desc) error {
-	for addr, left := d.addr, d.len; ; {
-		if len(c.views) == cap(c.views) {
-			return fmt.Errorf("%w: more than %d buffers", ErrChain, cap(c.views))
-		}
-		view := q.memory.Prefix(addr, left)
-		if view == nil || len(view) == 0 && left != 0 {
-			return fmt.Errorf("%w: %#x+%d", ErrAddress, d.addr, d.len)
-		}
-		if len(view) > 0 {
-			c.views = append(c.views, view)
-		}
-		left -= uint32(len(view))
-		addr += uint64(len(view))
-		if left == 0 {
-			return nil
-		}
+// Back returns the chain taken last, which is not completed, to the driver's side: the next call of Next takes it again. For a device that finds
+// it cannot serve it now.
+func (q *Device) Back() {
+	if q.packed || q.note != 0 {
+		q.backNoted()
+		return
 	}
+	q.availNext--
 }
 
-// Rewind returns to the avail ring what was taken and not published, completed or not: the driver has seen nothing of it. It is
-// for a device that was interrupted between Next and Publish.
-func (q *Device) Rewind() { q.availNext, q.usedNext = q.usedShown, q.usedShown }
+func (q *Device) backNoted() {
+	q.dirty.mark(q.last, math.MaxUint32)
+	if q.packed {
+		q.backPacked()
+		return
+	}
+	q.availNext--
+	q.last = q.chains[q.last].before
+}
 
-// Complete gives a chain back, n bytes of it written. The driver sees it after Publish.
+// Rewind takes back what was taken and not published, completed or not: the driver has seen nothing of it. It is
+// for a device that completes in order and was interrupted between Next and Publish.
+func (q *Device) Rewind() {
+	if q.packed || q.note != 0 {
+		q.rewindNoted()
+	}
+	q.availNext, q.usedNext = q.usedShown, q.usedShown
+}
+
+func (q *Device) rewindNoted() {
+	if q.packed {
+		if q.ring.out == 0 {
+			return
+		}
+		q.rewindPacked()
+	} else if q.availNext == q.usedShown {
+		return
+	}
+	q.dirty.markAll()
+}
+
+// Complete gives a chain back, n bytes of it written. The driver sees it after Publish. Chains may be completed in any order, unless InOrder was
+// negotiated.
 func (q *Device) Complete(head uint16, n uint32) {
-	q.used[q.usedNext&q.mask] = usedElem{id: uint32(head), len: n}
+	q.done[q.usedNext&q.mask] = usedElem{id: uint32(head), len: n}
 	q.usedNext++
 }
 
@@ -228,36 +257,83 @@ func (q *Device) Publish() (call bool) {
 	if q.usedNext == q.usedShown {
 		return false
 	}
+	if q.packed {
+		return q.publishPacked()
+	}
+	if !q.direct {
+		q.fillUsed()
+	}
 	before := q.usedShown
 	q.usedShown = q.usedNext
 	shm.Store16(q.usedIdx, q.usedNext) // release: buffers and elements are seen before the index
-	shm.Fence()                        // the index is seen before we look whether the driver sleeps
+	if q.dirty.log != nil {
+		q.dirty.log.Mark(q.dirty.used+usedIdxAt, 2)
+	}
+	shm.Fence() // the index is seen before we look whether the driver sleeps
 	if q.eventIdx {
 		return crossed(shm.Load16(q.usedEvent), q.usedNext, before)
 	}
 	return shm.Load16(q.availFlags)&availNoInterrupt == 0
 }
 
+// fillUsed writes the elements of a split ring in order, or of one whose writes are logged. A driver that knows the order reads one element for a
+// chain and those before it that had nothing to write; it lies where that of the first of them would (virtio 1.2, 2.7.9).
+func (q *Device) fillUsed() {
+	begun, open := q.usedShown, false
+	for i := q.usedShown; i != q.usedNext; i++ {
+		e := q.done[i&q.mask]
+		q.dirty.mark(uint16(e.id), e.len)
+		if !open {
+			begun = i
+		}
+		q.used[begun&q.mask] = e
+		open = q.inOrder && q.chains[uint16(e.id)&q.mask].reads
+	}
+	if q.dirty.log != nil {
+		q.markRange(q.dirty.used+usedRingAt, 8, q.usedShown&q.mask, q.usedNext-q.usedShown)
+	}
+}
+
 // Arm asks the driver to kick when it makes the next chain available. A fence must follow, then Pending.
 func (q *Device) Arm() {
-	if q.eventIdx {
-		shm.Store16(q.availEvent, q.availNext)
-	} else {
-		shm.Store16(q.usedFlags, 0)
+	switch {
+	case q.packed:
+		q.setEvent(eventAt(q.ring.avail, q.eventIdx))
+	case q.eventIdx:
+		q.setAvailEvent(q.availNext)
+	default:
+		q.setUsedFlags(0)
 	}
 }
 
 // Pending tells whether chains wait. A broken index counts as work: Available finds it.
-func (q *Device) Pending() bool { return shm.Load16(q.availIdx) != q.availNext }
+func (q *Device) Pending() bool {
+	if q.packed {
+		return q.ring.pending()
+	}
+	return shm.Load16(q.availIdx) != q.availNext
+}
 
 // Disarm asks the driver not to kick, while the queue is polled anyway.
 func (q *Device) Disarm() {
-	if q.eventIdx {
-		// An index just passed is reached again only after 65535 more chains.
-		shm.Store16(q.availEvent, q.availNext-1)
-	} else {
-		shm.Store16(q.usedFlags, usedNoNotify)
+	switch {
+	case q.packed:
+		q.setEvent(eventsOff)
+	case q.eventIdx:
+		q.setAvailEvent(q.availNext - 1) // an index just passed is reached again only after 65535 more chains
+	default:
+		q.setUsedFlags(usedNoNotify)
 	}
+}
+
+func (q *Device) setAvailEvent(index uint16) {
+	shm.Store16(q.availEvent, index)
+	q.dirty.log.Mark(q.dirty.used+usedRingAt+8*uint64(q.size), 2)
+}
+
+func (q *Device) setUsedFlags(flags uint16) {
+	shm.Store16(q.usedFlags, flags)
+	q.dirty.log.Mark(q.dirty.used, 2)
 }
 
 // SetMemory replaces the map that buffer addresses are translated with. The tables stay where they are.

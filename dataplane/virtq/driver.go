@@ -1,6 +1,7 @@
 package virtq
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -14,43 +15,74 @@ type Buffer struct {
 
 // DriverOptions configure the driver's side of a queue.
 type DriverOptions struct {
-	// Layout is where the tables lie, Size the number of descriptors: a power of two.
+	// Layout is where the tables lie, Size the number of descriptors: a power of two in a split ring.
 	Layout Layout
 	Size   int
-	// EventIdx was negotiated (VIRTIO_F_EVENT_IDX).
-	EventIdx bool
+	// Packed, EventIdx and InOrder were negotiated (VIRTIO_F_RING_PACKED, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER).
+	Packed, EventIdx, InOrder bool
 }
 
-// Driver is the driver's side of a split virtqueue: the guest. Tests, load generators and peers are made of it.
+// Driver is the driver's side of a virtqueue: the guest. Tests, load generators and peers are made of it.
 //
 //	Add ──▶ Publish ──▶ (kick) … Used ──▶ the chain's head and how many bytes were written
 //
 // Chains of one or several descriptors are freed when they are used, in whatever order the device returns them.
 type Driver struct {
-	rings
+	rings            // split
+	ring  driverSide // packed
+
 	mask     uint16
 	size     uint16
+	packed   bool
 	eventIdx bool
+	inOrder  bool
 
-	free       []uint16 // descriptors not in any chain; a stack
-	length     []uint16 // of the chain that begins at a descriptor
+	left   int       // free descriptors
+	free   []uint16  // heads not under way, a stack; unused in order, where heads go around
+	under  []sent    // by head
+	newest uint16    // in order: the head of the next chain
+	oldest uint16    // in order: the head of the chain that comes back next
+	batch  usedBatch // in order
+
+	// Of a split ring:
 	availNext  uint16
 	availShown uint16
 	usedNext   uint16
 	usedSeen   uint16
 }
 
+// sent is a chain under way.
+type sent struct {
+	slots uint16 // its descriptors; 0: not under way
+	room  uint32 // bytes it has for the device to write; kept in order only
+}
+
+// usedBatch is one used element that stands for all chains up to head (VIRTIO_F_IN_ORDER).
+type usedBatch struct {
+	open bool
+	head uint16
+	n    uint32
+}
+
+var errNotUnderWay = errors.New("the device returns a chain that is not under way")
+
 // NewDriver begins a fresh queue: the tables are set to zero.
-func NewDriver(o DriverOptions) (*Driver, error) {
-	r, err := newRings(o.Layout, o.Size)
+func NewDriver(o DriverOptions) (_ *Driver, err error) {
+	q := &Driver{size: uint16(o.Size), packed: o.Packed, eventIdx: o.EventIdx, inOrder: o.InOrder, left: o.Size}
+	avail, used := EventBytes, EventBytes
+	if o.Packed {
+		q.ring, err = newDriverSide(o)
+	} else {
+		q.rings, err = newRings(o.Layout, o.Size)
+		q.mask, avail, used = uint16(o.Size-1), AvailBytes(o.Size), UsedBytes(o.Size)
+	}
 	if err != nil {
 		return nil, err
 	}
 	clear(o.Layout.Desc[:DescBytes(o.Size)])
-	clear(o.Layout.Avail[:AvailBytes(o.Size)])
-	clear(o.Layout.Used[:UsedBytes(o.Size)])
-	q := &Driver{rings: r, size: uint16(o.Size), mask: uint16(o.Size - 1), eventIdx: o.EventIdx,
-		free: make([]uint16, o.Size), length: make([]uint16, o.Size)}
+	clear(o.Layout.Avail[:avail])
+	clear(o.Layout.Used[:used])
+	q.under, q.free = make([]sent, o.Size), make([]uint16, o.Size)
 	for i := range q.free {
 		q.free[i] = uint16(o.Size - 1 - i)
 	}
@@ -58,36 +90,122 @@ func NewDriver(o DriverOptions) (*Driver, error) {
 }
 
 // Free is how many descriptors are free.
-func (q *Driver) Free() int { return len(q.free) }
+func (q *Driver) Free() int { return q.left }
 
 // Add makes a chain of buffers, first those the device reads, then those it writes. It reports the chain's head, or false if
 // there are not enough descriptors. The device sees it after Publish.
 func (q *Driver) Add(readable, writable []Buffer) (head uint16, ok bool) {
 	n := len(readable) + len(writable)
-	if n == 0 || n > len(q.free) {
+	if n == 0 || n > q.left {
 		return 0, false
 	}
-	// Descriptors are taken from the stack's top; the chain is written from its end, so that each knows its next.
-	next, flags := uint16(0), uint16(0)
-	for i := n - 1; i >= 0; i-- {
-		at := q.free[len(q.free)-1]
-		q.free = q.free[:len(q.free)-1]
-		if i >= len(readable) {
-			b := writable[i-len(readable)]
-			q.desc[at] = desc{addr: b.Addr, len: b.Len, flags: flags | descWrite, next: next}
-		} else {
-			q.desc[at] = desc{addr: readable[i].Addr, len: readable[i].Len, flags: flags, next: next}
-		}
-		next, flags = at, descNext
+	if q.packed {
+		head = q.addPacked(readable, writable)
+	} else {
+		head = q.addSplit(readable, writable)
 	}
-	q.length[next] = uint16(n)
-	q.avail[q.availNext&q.mask] = next
+	q.account(head, n, writable)
+	return head, true
+}
+
+// AddIndirect is Add with an indirect table: the chain takes one descriptor, whatever its length. table is where the table is written, and addr
+// its guest-physical address; the device may read it until the chain is used. It reports false, too, if the table is too small or its address
+// is no multiple of 8.
+func (q *Driver) AddIndirect(table []byte, addr uint64, readable, writable []Buffer) (head uint16, ok bool) {
+	n := len(readable) + len(writable)
+	if n == 0 || q.left == 0 || !q.putTable(table, readable, writable) {
+		return 0, false
+	}
+	one := Buffer{Addr: addr, Len: uint32(16 * n)}
+	if q.packed {
+		head = q.nextID()
+		q.offer(one, descIndirect, head)
+	} else {
+		head = q.take(0)
+		q.desc[head] = desc{addr: one.Addr, len: one.Len, flags: descIndirect}
+		q.enter(head)
+	}
+	q.account(head, 1, writable)
+	return head, true
+}
+
+// account notes that a chain is under way.
+func (q *Driver) account(head uint16, slots int, writable []Buffer) {
+	q.left -= slots
+	s := sent{slots: uint16(slots)}
+	if q.inOrder {
+		q.newest = uint16((int(q.newest) + slots) % int(q.size))
+		for _, b := range writable {
+			s.room += b.Len
+		}
+	}
+	q.under[head] = s
+}
+
+// buffer is the i-th of a chain, and its flag.
+func buffer(readable, writable []Buffer, i int) (b Buffer, flags uint16) {
+	if i < len(readable) {
+		return readable[i], 0
+	}
+	return writable[i-len(readable)], descWrite
+}
+
+// addSplit is Add in a split ring.
+func (q *Driver) addSplit(readable, writable []Buffer) (head uint16) {
+	// Written from its end, so that each descriptor knows its next.
+	next, more := uint16(0), uint16(0)
+	for i := len(readable) + len(writable) - 1; i >= 0; i-- {
+		b, flags := buffer(readable, writable, i)
+		at := q.take(i)
+		q.desc[at] = desc{addr: b.Addr, len: b.Len, flags: flags | more, next: next}
+		next, more = at, descNext
+	}
+	q.enter(next)
+	return next
+}
+
+// take takes a free descriptor, the i-th of a chain: in order, those of a chain follow one another (virtio 1.2, 2.7.9).
+func (q *Driver) take(i int) uint16 {
+	if q.inOrder {
+		return (q.newest + uint16(i)) & q.mask
+	}
+	at := q.free[len(q.free)-1]
+	q.free = q.free[:len(q.free)-1]
+	return at
+}
+
+// enter makes a chain the next entry of the avail ring.
+func (q *Driver) enter(head uint16) {
+	q.avail[q.availNext&q.mask] = head
 	q.availNext++
-	return next, true
+}
+
+// putTable writes an indirect table.
+func (q *Driver) putTable(table []byte, readable, writable []Buffer) bool {
+	n := len(readable) + len(writable)
+	descs, err := shm.View[desc](table, n)
+	if err != nil {
+		return false
+	}
+	for i := range descs {
+		b, flags := buffer(readable, writable, i)
+		switch {
+		case q.packed: // the flags lie where a split ring's descriptor has next, and nothing links
+			descs[i] = desc{addr: b.Addr, len: b.Len, next: flags}
+		case i < n-1:
+			descs[i] = desc{addr: b.Addr, len: b.Len, flags: flags | descNext, next: uint16(i + 1)}
+		default:
+			descs[i] = desc{addr: b.Addr, len: b.Len, flags: flags}
+		}
+	}
+	return true
 }
 
 // Publish shows the device what was added, and reports whether it wants to be kicked.
 func (q *Driver) Publish() (kick bool) {
+	if q.packed {
+		return q.publishPacked()
+	}
 	if q.availNext == q.availShown {
 		return false
 	}
@@ -104,6 +222,30 @@ func (q *Driver) Publish() (kick bool) {
 // Used takes back one chain that the device has used: its head and how many bytes were written. ok is false if there is
 // none. A device that returns what it was not given is an error.
 func (q *Driver) Used() (head uint16, n uint32, ok bool, err error) {
+	if q.batch.open {
+		return q.usedBatched()
+	}
+	if q.packed {
+		head, n, ok = q.returnedPacked()
+	} else {
+		head, n, ok, err = q.returned()
+	}
+	if !ok || err != nil {
+		return 0, 0, false, err
+	}
+	if int(head) >= len(q.under) || q.under[head].slots == 0 {
+		return 0, 0, false, fmt.Errorf("%w: %d", errNotUnderWay, head)
+	}
+	if q.inOrder {
+		q.batch = usedBatch{open: true, head: head, n: n}
+		return q.usedBatched()
+	}
+	q.reclaim(head)
+	return head, n, true, nil
+}
+
+// returned looks for the next element of a split ring's used ring.
+func (q *Driver) returned() (head uint16, n uint32, ok bool, err error) {
 	if q.usedNext == q.usedSeen {
 		seen := shm.Load16(q.usedIdx) // acquire: elements and buffers are read after it
 		if seen-q.usedNext > q.size {
@@ -114,44 +256,76 @@ func (q *Driver) Used() (head uint16, n uint32, ok bool, err error) {
 		}
 	}
 	e := q.used[q.usedNext&q.mask]
-	if e.id >= uint32(len(q.length)) || q.length[e.id] == 0 {
-		return 0, 0, false, fmt.Errorf("used ring returns chain %d, which is not under way", e.id)
+	if e.id >= uint32(q.size) {
+		return 0, 0, false, fmt.Errorf("%w: %d", errNotUnderWay, e.id)
 	}
-	q.usedNext++
-	head = uint16(e.id)
-	q.reclaim(head)
-	return head, e.len, true, nil
+	return uint16(e.id), e.len, true, nil
 }
 
-// reclaim frees a chain's descriptors so that the next chain uses them in the same order.
+// usedBatched returns the oldest chain of those that the device returned at once. What it passed over, it has filled (virtio 1.2, 2.7.9).
+func (q *Driver) usedBatched() (head uint16, n uint32, ok bool, err error) {
+	head = q.oldest
+	if !q.packed && q.usedNext == q.usedSeen {
+		return 0, 0, false, fmt.Errorf("%w: chain %d, of which the used index tells nothing yet", errNotUnderWay, q.batch.head)
+	}
+	if n = q.under[head].room; head == q.batch.head {
+		n, q.batch.open = q.batch.n, false
+	}
+	q.oldest = uint16((int(head) + int(q.under[head].slots)) % int(q.size))
+	q.reclaim(head)
+	return head, n, true, nil
+}
+
+// reclaim frees a chain's descriptors, so that the next chain uses them in the same order, and goes on to the next used one.
 func (q *Driver) reclaim(head uint16) {
-	n := int(q.length[head])
-	q.length[head] = 0
-	at := len(q.free) + n
-	q.free = q.free[:at]
-	for i, d := 0, head; i < n; i++ {
-		q.free[at-n+i] = d
-		d = q.desc[d].next & q.mask
+	n := q.under[head].slots
+	q.under[head].slots = 0
+	q.left += int(n)
+	q.usedNext++
+	switch {
+	case q.packed:
+		q.ring.used.advance(n, q.size)
+		if !q.inOrder {
+			q.free = append(q.free, head)
+		}
+	case !q.inOrder:
+		at := len(q.free)
+		q.free = q.free[:at+int(n)]
+		for d := head; at < len(q.free); at++ {
+			q.free[at] = d
+			d = q.desc[d].next & q.mask
+		}
 	}
 }
 
 // Arm asks the device to call when it has used the next chain. A fence must follow, then Pending.
 func (q *Driver) Arm() {
-	if q.eventIdx {
+	switch {
+	case q.packed:
+		shm.Release32(q.ring.driverEvent, eventAt(q.ring.used, q.eventIdx))
+	case q.eventIdx:
 		shm.Store16(q.usedEvent, q.usedNext)
-	} else {
+	default:
 		shm.Store16(q.availFlags, 0)
 	}
 }
 
 // Pending tells whether used chains wait.
-func (q *Driver) Pending() bool { return shm.Load16(q.usedIdx) != q.usedNext }
+func (q *Driver) Pending() bool {
+	if q.packed {
+		return q.batch.open || q.ring.pending()
+	}
+	return shm.Load16(q.usedIdx) != q.usedNext
+}
 
 // Disarm asks the device not to call.
 func (q *Driver) Disarm() {
-	if q.eventIdx {
+	switch {
+	case q.packed:
+		shm.Release32(q.ring.driverEvent, eventsOff)
+	case q.eventIdx:
 		shm.Store16(q.usedEvent, q.usedNext-1)
-	} else {
+	default:
 		shm.Store16(q.availFlags, availNoInterrupt)
 	}
 }

@@ -3,9 +3,7 @@ package virtq
 import (
 	"encoding/binary"
 	"reflect"
-	"runtime"
 	"testing"
-	"time"
 )
 
 // The fuzzed bytes: flags, the avail index and how the tables lie, then the descriptor table, the avail ring, and an indirect table.
@@ -93,7 +91,6 @@ func FuzzDeviceNext(f *testing.F) {
 		}
 		if good > 0 && b[0]&4 != 0 { // dear, so not always
 			if n := testing.AllocsPerRun(1, func() {
-				r.device.Rewind()
 				r.device.availNext = base
 				for range good {
 					if r.device.Next(r.chain) != nil {
@@ -107,125 +104,4 @@ func FuzzDeviceNext(f *testing.F) {
 			}
 		}
 	})
-}
-
-// A driver rewrites table, ring and indirect table while the device reads them. Whatever it reads, it reads once: each view is
-// inside the guest's memory, and chains end.
-func TestDriverRewritesMeanwhile(t *testing.T) {
-	r := newRig(t, DeviceOptions{Indirect: true})
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() { // the hostile driver; guest memory is no Go memory, so the race detector has nothing to say about it
-		defer close(done)
-		good := [3]struct {
-			addr  uint64
-			n     uint32
-			flags uint16
-		}{{data, 64, next}, {tableAddr, 64, ind}, {rigEnd - 8, 8, wr}}
-		bad := [3]struct {
-			addr  uint64
-			n     uint32
-			flags uint16
-		}{{1 << 63, 1 << 31, wr | next}, {rigEnd, 1 << 30, ind}, {0, 4, ind | next}}
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			for k := range 16 {
-				d := good[(i+k)%3]
-				if (i+k)%4 == 0 {
-					d = bad[k%3]
-				}
-				r.put(0, k, d.addr, d.n, d.flags, uint16(i+k)%20)
-				if k < 4 {
-					d = good[2*(k&1)]
-					if i%3 == 0 {
-						d = bad[k%3]
-					}
-					r.put(table, k, d.addr, d.n, d.flags, uint16(i+k)%6)
-				}
-				binary.LittleEndian.PutUint16(r.file[rigAvail+4+2*k:], uint16(i*k)%20)
-			}
-		}
-	}()
-	deadline := time.Now().Add(300 * time.Millisecond)
-	taken, failed := 0, 0
-	for time.Now().Before(deadline) {
-		for range 100 {
-			r.device.availNext, r.device.availSeen = 0, 16
-			for range 16 {
-				if err := r.device.Next(r.chain); err != nil {
-					failed++
-					r.device.availNext++
-					continue
-				}
-				taken++
-				for _, views := range [][][]byte{r.chain.Readable, r.chain.Writable} {
-					if _, ok := r.pieces(views); !ok {
-						t.Fatalf("a view is outside the guest's memory: %d views", len(views))
-					}
-				}
-				if int(r.chain.Head) >= r.size || len(r.chain.Readable)+len(r.chain.Writable) > cap(r.chain.views) {
-					t.Fatalf("head %d, %d and %d views", r.chain.Head, len(r.chain.Readable), len(r.chain.Writable))
-				}
-			}
-		}
-		runtime.Gosched()
-	}
-	close(stop)
-	<-done
-	t.Logf("%d chains taken, %d refused", taken, failed)
-	if taken == 0 || failed == 0 {
-		t.Error("the driver's two faces were not both seen")
-	}
-}
-
-func TestNothingAllocated(t *testing.T) {
-	for _, eventIdx := range []bool{false, true} {
-		p := newPair(t, 16, 65000, eventIdx)
-		one, two := []Buffer{{data, 60}}, []Buffer{{rigMiddle - 10, 20}, {data + 64, 1500}}
-		p.device.indirect = true
-		r := p.rig
-		r.put(table, 0, data, 12, next, 1)
-		r.put(table, 1, data+64, 1000, wr, 0)
-		if n := testing.AllocsPerRun(1000, func() {
-			for i := range 3 {
-				var head uint16
-				switch i {
-				case 0:
-					head, _ = p.driver.Add(one, nil)
-				case 1:
-					head, _ = p.driver.Add(one, two)
-				case 2:
-					head, _ = p.driver.Add(one, nil)
-					r.put(0, int(head), tableAddr, 32, ind, 0)
-				}
-				p.driver.Publish()
-				if n, err := p.device.Available(); n != 1 || err != nil {
-					t.Fatal(n, err)
-				}
-				if err := p.device.Next(p.chain); err != nil || p.chain.Head != head {
-					t.Fatal(err)
-				}
-				p.device.Back()
-				_ = p.device.Next(p.chain)
-				p.device.Complete(head, 1)
-				p.device.Publish()
-				p.device.Arm()
-				if p.device.Pending() {
-					t.Fatal("pending")
-				}
-				p.device.Disarm()
-				p.driver.Arm()
-				p.driver.Disarm()
-				if _, _, ok, err := p.driver.Used(); !ok || err != nil {
-					t.Fatal(ok, err)
-				}
-			}
-		}); n != 0 {
-			t.Errorf("eventIdx=%v: %v allocations", eventIdx, n)
-		}
-	}
 }

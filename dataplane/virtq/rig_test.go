@@ -2,7 +2,6 @@ package virtq
 
 import (
 	"encoding/binary"
-	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -36,7 +35,7 @@ const (
 	rigFile   = 0x50000
 )
 
-func newRig(t testing.TB, o DeviceOptions) *rig {
+func newRig(t fataler, o DeviceOptions) *rig {
 	t.Helper()
 	fd, err := shm.NewMemFD("virtq-test", rigFile)
 	if err != nil {
@@ -64,8 +63,17 @@ func newRig(t testing.TB, o DeviceOptions) *rig {
 	return r
 }
 
-// renew begins again with another device.
-func (r *rig) renew(t testing.TB, o DeviceOptions) {
+// renew begins again with another device, with nothing under way.
+func (r *rig) renew(t fataler, o DeviceOptions) {
+	t.Helper()
+	if !o.Packed {
+		r.setUsed(o.Base)
+	}
+	r.replace(t, o)
+}
+
+// replace puts another device in the place of the one there is.
+func (r *rig) replace(t fataler, o DeviceOptions) {
 	t.Helper()
 	o.Size, o.Memory, o.Layout = r.size, r.memory, r.layout(r.memory.View(rigBase, rigMiddle-rigBase))
 	var err error
@@ -87,6 +95,11 @@ func (r *rig) put(table, i int, addr uint64, n uint32, flags, next uint16) {
 	binary.LittleEndian.PutUint16(b[14:], next)
 }
 
+// putPacked writes a descriptor of a packed ring, or of its indirect table. In the ring flags have the turn bits.
+func (r *rig) putPacked(table, i int, addr uint64, n uint32, id, flags uint16) {
+	r.put(table, i, addr, n, id, flags)
+}
+
 // offer writes an entry of the avail ring and the index behind it.
 func (r *rig) offer(index, head uint16) {
 	binary.LittleEndian.PutUint16(r.file[rigAvail+4+2*(int(index)%r.size):], head)
@@ -94,6 +107,8 @@ func (r *rig) offer(index, head uint16) {
 }
 
 func (r *rig) setAvail(index uint16) { binary.LittleEndian.PutUint16(r.file[rigAvail+2:], index) }
+
+func (r *rig) setUsed(index uint16) { binary.LittleEndian.PutUint16(r.file[rigUsed+2:], index) }
 
 func (r *rig) usedIndex() uint16 { return binary.LittleEndian.Uint16(r.file[rigUsed+2:]) }
 
@@ -126,100 +141,9 @@ func (r *rig) pieces(views [][]byte) (all []piece, ok bool) {
 	return all, true
 }
 
-// chainOf is what the specification makes of the chain at a head, found in another way than the device's: all descriptors
-// first, then the rules, one after the other. room bounds descriptors and views. Nil slices and false: not a good chain.
-func (r *rig) chainOf(head uint16, indirect bool, room int) (readable, writable []piece, ok bool) {
-	type descriptor struct {
-		addr        uint64
-		n           uint32
-		flags, next uint16
-	}
-	at := func(addr uint64) (offset int, ok bool) { // of 1 byte in the file
-		switch {
-		case addr >= rigBase && addr < rigMiddle:
-			return int(addr - rigBase), true
-		case addr >= rigMiddle && addr < rigEnd:
-			return int(addr-rigMiddle) + rigSecond, true
-		}
-		return 0, false
-	}
-	read := func(table int, count int, from uint16) (list []descriptor, ok bool) {
-		for i := from; ; {
-			if int(i) >= count || len(list) == min(count, room) {
-				return nil, false
-			}
-			b := r.file[table+16*int(i):]
-			d := descriptor{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint32(b[8:]),
-				binary.LittleEndian.Uint16(b[12:]), binary.LittleEndian.Uint16(b[14:])}
-			list = append(list, d)
-			if d.flags&descNext == 0 || d.flags&descIndirect != 0 {
-				return list, true
-			}
-			i = d.next
-		}
-	}
-	list, ok := read(0, r.size, head)
-	if !ok {
-		return nil, nil, false
-	}
-	if last := list[len(list)-1]; last.flags&descIndirect != 0 {
-		offset, inside := at(last.addr)
-		switch {
-		case !indirect || last.flags&descNext != 0 || last.n == 0 || last.n%16 != 0 || last.n > 16*MaxSize || last.addr%8 != 0 || !inside:
-			return nil, nil, false
-		}
-		end, inside := at(last.addr + uint64(last.n) - 1)
-		if !inside || end != offset+int(last.n)-1 {
-			return nil, nil, false
-		}
-		more, ok := read(offset, int(last.n/16), 0)
-		if !ok {
-			return nil, nil, false
-		}
-		list = append(list[:len(list)-1], more...)
-	}
-	views := 0
-	for _, d := range list {
-		if d.flags&descIndirect != 0 {
-			return nil, nil, false
-		}
-		write := d.flags&descWrite != 0
-		if !write && len(writable) > 0 {
-			return nil, nil, false
-		}
-		// Cut at the border between the regions; every byte must be somewhere.
-		var cut []piece
-		switch end := d.addr + uint64(d.n); {
-		case end < d.addr || d.addr < rigBase || d.addr >= rigEnd || end > rigEnd:
-			return nil, nil, false
-		case d.addr < rigMiddle && end > rigMiddle:
-			cut = []piece{{d.addr, int(rigMiddle - d.addr)}, {rigMiddle, int(end - rigMiddle)}}
-		default:
-			cut = []piece{{d.addr, int(d.n)}}
-		}
-		if views >= room {
-			return nil, nil, false
-		}
-		for _, p := range cut {
-			if p.n > 0 {
-				if views++; views > room {
-					return nil, nil, false
-				}
-			}
-		}
-		if write {
-			writable = append(writable, cut...)
-		} else {
-			readable = append(readable, cut...)
-		}
-	}
-	drop := func(from []piece) (kept []piece) {
-		for _, p := range from {
-			if p.n > 0 {
-				kept = append(kept, p)
-			}
-		}
-		return kept
-	}
-	return drop(readable), drop(writable), true
+// fataler is what testing.TB and rapid.T have in common.
+type fataler interface {
+	Helper()
+	Fatal(...any)
+	Cleanup(func())
 }

@@ -1,0 +1,233 @@
+package virtq
+
+import (
+	"fmt"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// look is how many chains availablePacked counts at most: a batch. Each is a look into a cache line that the driver may be writing.
+const look = 64
+
+// packedSide is what a Device keeps of a packed ring:
+//
+//	used                      avail
+//	──┼── completed, under way ──┼── the driver's: offered, then free
+//	  └────────── out ───────────┘
+//
+// Nothing is written there before Publish, so a device that was interrupted finds the descriptors as the driver wrote them.
+type packedSide struct {
+	packedRing
+	avail cursor // the next descriptor to take
+	used  cursor // where the next used descriptor is written
+
+	out   uint16 // descriptors between the two
+	lost  uint16 // of them, those taken by a device before us and not yet told by Resume
+	known int    // chains that wait, as far as we looked
+}
+
+func newPackedSide(o DeviceOptions) (p packedSide, err error) {
+	if p.packedRing, err = newPackedRing(o.Layout, o.Size); err != nil {
+		return p, err
+	}
+	size := uint16(o.Size)
+	p.avail, p.used = cursorOf(o.Base), cursorOf(o.UsedBase)
+	out, ok := p.used.behind(p.avail, size)
+	if p.avail.at >= size || p.used.at >= size || !ok {
+		return p, fmt.Errorf("packed queue of %d cannot go on with base %#x and used base %#x", size, o.Base, o.UsedBase)
+	}
+	p.out, p.lost = out, out
+	return p, nil
+}
+
+// pending tells whether the next descriptor is the driver's offer.
+func (p *packedSide) pending() bool {
+	return shm.Load64(&p.desc[p.avail.at].rest)&restTurn == p.avail.available()
+}
+
+// availablePacked counts the chains that wait. What it reads, Next reads again, and judges then.
+func (q *Device) availablePacked() (int, error) {
+	p := &q.ring
+	if p.known > 0 {
+		return p.known, nil
+	}
+	p.known = 0
+	if !p.pending() { // acquire, as each further look: the chain behind it is read after it
+		return 0, nil
+	}
+	if p.out == q.size {
+		return 0, fmt.Errorf("%w: all %d descriptors of the ring are under way, and another is available", ErrIndex, q.size)
+	}
+	at, turn, inside := int(p.avail.at), p.avail.available(), false
+	for left := q.size - p.out; left > 0 && p.known < look; left-- {
+		rest := shm.Load64(&p.desc[at].rest)
+		if rest&restTurn != turn {
+			break
+		}
+		if inside = rest&(descNext<<48) != 0; !inside {
+			p.known++
+		}
+		if at++; at == len(p.desc) {
+			at, turn = 0, turn^restTurn
+		}
+	}
+	if inside {
+		p.known++ // a chain that does not end: Next says why
+	}
+	return p.known, nil
+}
+
+// hintPacked is Hint, for as many descriptors as it was to be for chains.
+func (q *Device) hintPacked(n int) {
+	p := &q.ring
+	at := p.avail
+	for range min(n, int(q.size)) {
+		d := &p.desc[at.at]
+		if view := q.memory.View(d.addr, uint32(d.rest)); view != nil {
+			shm.Prefetch(view)
+		}
+		at.advance(1, q.size)
+	}
+}
+
+func (q *Device) nextPacked(c *Chain) error {
+	p := &q.ring
+	first := &p.desc[p.avail.at]
+	rest := shm.Load64(&first.rest) // acquire: addr, the descriptors behind and the buffers are read after it
+	if rest&restTurn != p.avail.available() || p.out == q.size {
+		return q.notAvailable()
+	}
+	d := unpack(first.addr, rest) // read once: the driver may write it again at any time
+	if (d.flags|q.note)&(descNext|descIndirect) == 0 && q.idle(d.next) {
+		if view := q.memory.View(d.addr, d.len); view != nil {
+			c.one(view, d.flags)
+			q.take(c, d.next, 1)
+			return nil
+		}
+	}
+	return q.nextPackedLong(c, d)
+}
+
+// nextPackedLong is nextPacked for what is not one buffer in one piece, or is to be noted, or is wrong.
+func (q *Device) nextPackedLong(c *Chain, d desc) error {
+	slots, id, err := q.walkPacked(c, d)
+	if err != nil {
+		return err
+	}
+	if !q.idle(id) {
+		return fmt.Errorf("%w: buffer id %d in a queue of %d, or one under way already", ErrHead, id, q.size)
+	}
+	q.take(c, id, slots)
+	q.dirty.remember(c, q.memory)
+	return nil
+}
+
+func (q *Device) notAvailable() error {
+	return fmt.Errorf("%w: descriptor %d is not available any more", ErrIndex, q.ring.avail.at)
+}
+
+// idle tells whether an id names a chain that may be taken.
+func (q *Device) idle(id uint16) bool { return int(id) < len(q.chains) && q.chains[id].slots == 0 }
+
+// take takes account of a chain.
+func (q *Device) take(c *Chain, id, slots uint16) {
+	p := &q.ring
+	c.Head, c.Slots = id, slots
+	q.chains[id] = underWay{slots: slots, before: q.last, reads: len(c.Writable) == 0}
+	q.last = id
+	p.out += slots
+	p.avail.advance(slots, q.size)
+	p.known--
+}
+
+func (q *Device) backPacked() {
+	p := &q.ring
+	chain := &q.chains[q.last]
+	if chain.slots == 0 {
+		return // nothing was taken, or it is published
+	}
+	q.last = chain.before
+	p.out -= chain.slots
+	p.avail.retreat(chain.slots, q.size)
+	p.known++
+	chain.slots = 0
+}
+
+func (q *Device) rewindPacked() {
+	p := &q.ring
+	clear(q.chains)
+	p.avail, p.out, p.lost, p.known = p.used, 0, 0, 0
+}
+
+// Resume tells of a chain that a device before this one took from a packed ring and did not complete; slots is what its Chain said. It is for
+// a device that goes on from a Base before its UsedBase, and must come before Next. A split ring needs it not.
+func (q *Device) Resume(head, slots uint16) error {
+	if !q.packed {
+		return nil
+	}
+	p := &q.ring
+	if head >= q.size || q.chains[head].slots != 0 || slots == 0 || slots > p.lost {
+		return fmt.Errorf("%w: chain %d of %d descriptors cannot be under way: %d are", ErrHead, head, slots, p.lost)
+	}
+	q.chains[head] = underWay{slots: slots}
+	p.lost -= slots
+	return nil
+}
+
+// publishPacked writes the used descriptors, the first of them last: the driver looks at no other before it has seen that.
+func (q *Device) publishPacked() (call bool) {
+	p := &q.ring
+	if weaklyOrdered && q.usedNext-q.usedShown > 1 {
+		shm.Fence() // for drivers that look at several at once: buffers are seen before any of them
+	}
+	begin, at, first, rest, open := p.used, p.used, uint64(0), uint64(0), false
+	for ; q.usedShown != q.usedNext; q.usedShown++ {
+		e := q.done[q.usedShown&q.mask]
+		if e.id >= uint32(len(q.chains)) || q.chains[e.id].slots == 0 {
+			continue // completed twice, or never taken
+		}
+		chain := &q.chains[e.id]
+		if q.dirty.first != nil {
+			q.dirty.mark(uint16(e.id), e.len)
+		}
+		if !open {
+			at = p.used
+		}
+		rest = packRest(e.len, uint16(e.id), 0) | at.used()
+		if e.len > 0 {
+			rest |= descWrite << 48
+		}
+		// With a driver that knows the order, what comes behind chains that have nothing to write takes their place, and stands for all
+		// (virtio 1.2, 2.8.8).
+		if open = q.inOrder && chain.reads; !open && at != begin {
+			p.desc[at.at].rest = rest
+		} else if at == begin {
+			first = rest
+		}
+		p.used.advance(chain.slots, q.size)
+		p.out -= chain.slots
+		chain.slots = 0
+	}
+	if open && at != begin {
+		p.desc[at.at].rest = rest
+	}
+	if p.used == begin {
+		return false
+	}
+	if q.dirty.log != nil {
+		n, _ := begin.behind(p.used, q.size)
+		q.markRange(q.dirty.desc, 16, begin.at, n)
+	}
+	shm.Release64(&p.desc[begin.at].rest, first) // release: buffers and the other descriptors are seen before it
+	if q.dirty.log != nil {
+		q.markRange(q.dirty.desc, 16, begin.at, 1)
+	}
+	shm.Fence() // the descriptor is seen before we look whether the driver sleeps
+	return wanted(shm.Load32(p.driverEvent), q.eventIdx, p.used, begin, q.size)
+}
+
+// setEvent writes the device event suppression structure, offset and flags at once.
+func (q *Device) setEvent(event uint32) {
+	shm.Release32(q.ring.deviceEvent, event)
+	q.dirty.log.Mark(q.dirty.used, EventBytes)
+}
