@@ -161,7 +161,7 @@ func (v *topView) keys() string {
 	if v.help {
 		return "sort: n name r rx t tx b bits d drops   up down: scroll   space: pause   + -: faster, slower   q: quit"
 	}
-	return fmt.Sprintf("%ssorted by %s   n r t b d: sort   space: pause   ?: all keys   q: quit", v.part, v.order)
+	return fmt.Sprintf("%ssorted by %s   n r t b d: sort   ?: all keys   q: quit", v.part, v.order)
 }
 
 // bar is a share of eight places.

@@ -39,7 +39,7 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) error {
 	if d.More() {
 		return bad("the body is no capture's options: something comes after them")
 	}
-	out := &stream{w: w, control: http.NewResponseController(w)}
+	out := &stream{w: w, control: http.NewResponseController(w), stall: s.stall}
 	if err := out.control.SetReadDeadline(time.Time{}); err != nil { // ReadTimeout would end the request, though all of it was read
 		return err
 	}
@@ -61,7 +61,7 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) error {
 	case err != nil:
 		return err
 	}
-	_ = out.control.SetWriteDeadline(time.Now().Add(captureStall))
+	_ = out.control.SetWriteDeadline(time.Now().Add(s.stall))
 	w.Header().Set(headerPackets, strconv.FormatUint(counters.Packets, 10))
 	w.Header().Set(headerMissed, strconv.FormatUint(counters.Missed, 10))
 	return nil
@@ -71,11 +71,12 @@ func (s *Server) capture(w http.ResponseWriter, r *http.Request) error {
 type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	stall   time.Duration
 	begun   bool
 }
 
 func (s *stream) Write(b []byte) (int, error) {
-	if err := s.control.SetWriteDeadline(time.Now().Add(captureStall)); err != nil {
+	if err := s.control.SetWriteDeadline(time.Now().Add(s.stall)); err != nil {
 		return 0, err
 	}
 	n, err := s.w.Write(b)

@@ -22,11 +22,12 @@ type Server struct {
 	controller *control.Controller
 	log        *slog.Logger
 	http       http.Server
+	stall      time.Duration // after which a capture's caller that reads nothing is left
 }
 
 // NewServer returns a server. Serve it on a Listener.
 func NewServer(c *control.Controller, log *slog.Logger) *Server {
-	s := &Server{controller: c, log: log}
+	s := &Server{controller: c, log: log, stall: captureStall}
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: 5 * time.Second,
