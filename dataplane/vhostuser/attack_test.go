@@ -84,6 +84,12 @@ func TestAttacks(t *testing.T) {
 		{"as many descriptors as the kernel takes", raw(GetFeatures, 1, 0), many(g.fd, 253), "more descriptors"},
 		{"two messages share descriptors", append(raw(SetOwner, 1, 0), table(g.region())...), []int{g.fd}, "SET_OWNER"},
 		{"slots not negotiated", whole(AddMemReg, make([]byte, 40)), []int{g.fd}, "CONFIGURE_MEM_SLOTS"},
+		{"log not negotiated", whole(SetLogBase, make([]byte, 16)), []int{g.fd}, "LOG_SHMFD"},
+		{"log eventfd not negotiated", whole(SetLogFD, nil), []int{g.call}, "LOG_SHMFD"},
+		{"in-flight area not negotiated", whole(GetInflightFD, make([]byte, 24)), nil, "INFLIGHT_SHMFD"},
+		{"in-flight file not negotiated", whole(SetInflightFD, make([]byte, 24)), []int{g.fd}, "INFLIGHT_SHMFD"},
+		{"channel not negotiated", whole(SetBackendReqFD, nil), []int{g.fd}, "BACKEND_REQ"},
+		{"announcement not negotiated", whole(SendRARP, make([]byte, 8)), nil, "RARP"},
 		{"more protocol than offered", whole(SetProtocolFeatures, appendU64(nil, 1<<40)), nil, "bit 40"},
 		{"more features than offered", whole(SetFeatures, appendU64(nil, 1<<63)), nil, "were not offered"},
 
