@@ -144,7 +144,14 @@ func TestPortTakesEverything(t *testing.T) {
 			if n, err := kernel.Read(make([]byte, 100)); err == nil {
 				t.Errorf("the kernel got a frame of %d bytes", n)
 			}
-			if err := p.Close(); err != nil {
+			err := l.host.Do(func() error {
+				all, err := Inspect(l.pins(), "up0")
+				if err == nil && (len(all) != 1 || all[0].Program.Name != "shunt_port" || len(all[0].Counters) != 3 || all[0].Counters[0].Packets == 0) {
+					t.Errorf("inspected: %+v", all)
+				}
+				return err
+			})
+			if err := errors.Join(err, p.Close()); err != nil {
 				t.Error(err)
 			}
 			l.nothingLeft(t)

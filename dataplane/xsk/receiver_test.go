@@ -266,6 +266,30 @@ func TestReceiverWakesOwner(t *testing.T) {
 	x.pools[0].PutAll(all)
 }
 
+// TestPortMoves to another worker: what it gives the kernel is the new one's from then on, what it gets back goes where it came from.
+func TestPortMoves(t *testing.T) {
+	const size = 16
+	x := newTrio(t, 2*size, 2*size, size, 0)
+	defer x.owner.Close()
+	x.owner.Arm()
+	x.owner.Disarm()
+	x.owner.SetPool(x.pools[1])
+	before := x.pools[1].Len()
+	x.m.take(4)
+	for range 4 {
+		x.m.deliver(20, 20)
+	}
+	into := make([]*frame.Frame, size)
+	x.pools[1].PutAll(into[:x.owner.Receive(into, x.pools[1])])
+	x.owner.Arm()
+	x.owner.Disarm()
+	x.pools[1].Exchange()
+	x.pools[0].Exchange()
+	if x.pools[1].Len() != before-4 || x.pools[0].Len() != size+4 {
+		t.Errorf("after the move %d frames are free at the new worker, %d at the old", x.pools[1].Len(), x.pools[0].Len())
+	}
+}
+
 // TestReceiverRefuses what is none of its affair.
 func TestReceiverRefuses(t *testing.T) {
 	x := newTrio(t, 64, 4, 16, 0)

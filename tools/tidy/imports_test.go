@@ -23,7 +23,7 @@ var below = map[string][]string{
 	"dataplane/vhostuser": {"dataplane/virtq"},
 	"dataplane/uring":     {"dataplane/shm"},
 	"dataplane":           {"dataplane/frame"},
-	"dataplane/xsk":       {"dataplane"},
+	"dataplane/xsk":       {"dataplane", "dataplane/wire"},
 	"dataplane/packet":    {"dataplane"},
 	"dataplane/filter":    {"dataplane/wire"},
 	"dataplane/offload":   {"dataplane", "dataplane/wire"},
