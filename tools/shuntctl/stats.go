@@ -134,6 +134,12 @@ func drawMore(t *table, s control.Stats) {
 		drawDrops(t, drops)
 	}
 	for _, o := range s.Objects {
+		if len(o.Queues) > 1 {
+			t.head("QUEUE", "WORKER", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES", "DROPPED")
+			for _, q := range o.Queues {
+				t.row(q.Queue, q.Worker, count(q.RxPackets), size(q.RxBytes), count(q.TxPackets), size(q.TxBytes), count(q.Dropped()))
+			}
+		}
 		if len(o.More) == 0 {
 			continue
 		}

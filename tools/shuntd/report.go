@@ -143,12 +143,12 @@ func (e *engine) Stats() control.Stats {
 		},
 	}})
 	for name, u := range e.uplinks {
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters()})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: queues(u.links...)})
 	}
 	for name, p := range e.ports {
 		c := counters(p.link.Counters)
 		c.More = map[string]uint64{"calls": p.device.Calls()}
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: c})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: c, Queues: queues(p.link)})
 	}
 	return s
 }
@@ -215,6 +215,18 @@ func (u *uplink) hardware() control.Counters {
 		}
 	}
 	return sum
+}
+
+// queues are the counters of an object's links.
+func queues(links ...*dataplane.Link) (list []control.QueueStats) {
+	for i, l := range links {
+		q := control.QueueStats{Queue: i, Worker: -1, Counters: counters(l.Counters)}
+		if owner := l.Owner(); owner != nil {
+			q.Worker = owner.Index()
+		}
+		list = append(list, q)
+	}
+	return list
 }
 
 func counters(c *dataplane.Counters) control.Counters {

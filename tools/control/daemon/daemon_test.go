@@ -379,7 +379,9 @@ func TestMetrics(t *testing.T) {
 	n.engine.Counters = func() control.Stats {
 		return control.Stats{Objects: []control.ObjectStats{
 			{Kind: control.KindPort, Name: "p1", Counters: control.Counters{RxPackets: 1, RxBytes: 2, TxPackets: 3, TxBytes: 4,
-				Drops: map[string]uint64{"no-route": 5}, More: map[string]uint64{"kicks": 6}}},
+				Drops: map[string]uint64{"no-route": 5}, More: map[string]uint64{"kicks": 6}},
+				Queues: []control.QueueStats{{Queue: 1, Worker: 2, Counters: control.Counters{RxPackets: 8}}}},
+			{Kind: control.KindWorker, Name: "0", Counters: control.Counters{More: map[string]uint64{"busy-ns": 1_500_000_000}}},
 			{Kind: control.KindUplink, Name: "up0", Counters: control.Counters{TxPackets: 7}},
 		}}
 	}
@@ -397,6 +399,8 @@ func TestMetrics(t *testing.T) {
 		`shunt_port_receive_packets_total{port="p1"} 1`, `shunt_port_receive_bytes_total{port="p1"} 2`,
 		`shunt_port_transmit_packets_total{port="p1"} 3`, `shunt_port_transmit_bytes_total{port="p1"} 4`,
 		`shunt_drops_total{kind="port",object="p1",reason="no-route"} 5`, `shunt_events_total{event="kicks",kind="port",object="p1"} 6`,
+		`shunt_queue_receive_packets_total{kind="port",object="p1",queue="1"} 8`, `shunt_queue_worker{kind="port",object="p1",queue="1"} 2`,
+		`shunt_worker_busy_seconds_total{worker="0"} 1.5`, `shunt_captures 0`,
 		`shunt_uplink_transmit_packets_total{uplink="up0"} 7`, `shunt_port_connected{network="blue",port="p1"} 0`,
 		`shunt_network_fdb_entries{network="blue",origin="learned"} 0`, `shunt_worker_busy_ratio{worker="0"} 0`,
 		`shunt_config_failed_objects 0`, `shunt_build_info{version="` + control.Version() + `"} 1`, `go_goroutines `,

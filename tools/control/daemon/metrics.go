@@ -54,20 +54,33 @@ var (
 		control.KindUplink:  newTraffic(control.KindUplink, "from the wire", "onto the wire"),
 		control.KindNetwork: newTraffic(control.KindNetwork, "into the network", "out of the network"),
 	}
+	queues = map[string]*prometheus.Desc{
+		"rx-packets": desc("queue_receive_packets_total", "Packets that came in by one queue of a port or uplink.", "kind", "object", "queue"),
+		"rx-bytes":   desc("queue_receive_bytes_total", "Bytes that came in by one queue of a port or uplink.", "kind", "object", "queue"),
+		"tx-packets": desc("queue_transmit_packets_total", "Packets that went out by one queue of a port or uplink.", "kind", "object", "queue"),
+		"tx-bytes":   desc("queue_transmit_bytes_total", "Bytes that went out by one queue of a port or uplink.", "kind", "object", "queue"),
+		"worker":     desc("queue_worker", "Which worker polls a queue of a port or uplink; -1: none.", "kind", "object", "queue"),
+	}
+	rulesDesc   = desc("acl_rule_packets_total", "Packets that a rule of a port decided about.", "port", "rule", "text")
+	defaultDesc = desc("acl_default_packets_total", "Packets of a port that no rule matched.", "port", "verdict")
+	alwaysDesc  = desc("acl_always_packets_total", "Packets of a port that no policy judges, as ARP.", "port")
+
 	dropsDesc  = desc("drops_total", "Packets dropped, by the object that the reason is about.", "kind", "object", "reason")
 	eventsDesc = desc("events_total", "What else an object counts, such as kicks and calls.", "kind", "object", "event")
 
-	buildDesc   = desc("build_info", "The version that runs; always 1.", "version")
-	failedDesc  = desc("config_failed_objects", "Configured objects that are not as they should be.")
-	busyDesc    = desc("worker_busy_ratio", "Share of its time that a worker found work, over about the last second.", "worker")
-	roundsDesc  = desc("worker_rounds_total", "Rounds of a worker's loop.", "worker")
-	sleepsDesc  = desc("worker_sleeps_total", "Times a worker slept in the kernel.", "worker")
-	packetsDesc = desc("worker_packets_total", "Packets that a worker forwarded or dropped.", "worker")
-	framesDesc  = desc("worker_free_frames", "Packets that a worker has room for now.", "worker")
-	portDesc    = desc("port_connected", "Whether the port's guest is connected.", "port", "network")
-	uplinkDesc  = desc("uplink_up", "Whether the uplink has carrier or its peer is connected.", "uplink")
-	nextHopDesc = desc("uplink_neighbours", "Next hops whose MAC address is known.", "uplink")
-	fdbDesc     = desc("network_fdb_entries", "Forwarding entries beside those of local ports.", "network", "origin")
+	buildDesc    = desc("build_info", "The version that runs; always 1.", "version")
+	failedDesc   = desc("config_failed_objects", "Configured objects that are not as they should be.")
+	capturesDesc = desc("captures", "Captures that run.")
+	workDesc     = desc("worker_busy_seconds_total", "Time that a worker spent on rounds that found work.", "worker")
+	busyDesc     = desc("worker_busy_ratio", "Share of its time that a worker found work, over about the last second.", "worker")
+	roundsDesc   = desc("worker_rounds_total", "Rounds of a worker's loop.", "worker")
+	sleepsDesc   = desc("worker_sleeps_total", "Times a worker slept in the kernel.", "worker")
+	packetsDesc  = desc("worker_packets_total", "Packets that a worker forwarded or dropped.", "worker")
+	framesDesc   = desc("worker_free_frames", "Packets that a worker has room for now.", "worker")
+	portDesc     = desc("port_connected", "Whether the port's guest is connected.", "port", "network")
+	uplinkDesc   = desc("uplink_up", "Whether the uplink has carrier or its peer is connected.", "uplink")
+	nextHopDesc  = desc("uplink_neighbours", "Next hops whose MAC address is known.", "uplink")
+	fdbDesc      = desc("network_fdb_entries", "Forwarding entries beside those of local ports.", "network", "origin")
 )
 
 // Describe implements prometheus.Collector.
@@ -78,7 +91,10 @@ func (*collector) Describe(out chan<- *prometheus.Desc) {
 		out <- t.txPackets
 		out <- t.txBytes
 	}
-	for _, d := range []*prometheus.Desc{dropsDesc, eventsDesc, buildDesc, failedDesc, busyDesc, roundsDesc, sleepsDesc,
+	for _, d := range queues {
+		out <- d
+	}
+	for _, d := range []*prometheus.Desc{rulesDesc, defaultDesc, alwaysDesc, capturesDesc, workDesc, dropsDesc, eventsDesc, buildDesc, failedDesc, busyDesc, roundsDesc, sleepsDesc,
 		packetsDesc, framesDesc, portDesc, uplinkDesc, nextHopDesc, fdbDesc} {
 		out <- d
 	}
@@ -105,7 +121,33 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		for event, n := range o.More {
 			counter(eventsDesc, n, string(o.Kind), o.Name, event)
 		}
+		if busy, has := o.More["busy-ns"]; has && o.Kind == control.KindWorker {
+			out <- prometheus.MustNewConstMetric(workDesc, prometheus.CounterValue, float64(busy)/1e9, o.Name)
+		}
+		for _, q := range o.Queues {
+			labels := []string{string(o.Kind), o.Name, strconv.Itoa(q.Queue)}
+			counter(queues["rx-packets"], q.RxPackets, labels...)
+			counter(queues["rx-bytes"], q.RxBytes, labels...)
+			counter(queues["tx-packets"], q.TxPackets, labels...)
+			counter(queues["tx-bytes"], q.TxBytes, labels...)
+			gauge(queues["worker"], float64(q.Worker), labels...)
+		}
 	}
+	for _, p := range c.controller.Config().Ports {
+		if p.ACL == nil {
+			continue
+		}
+		a, err := c.controller.ACL(p.Name)
+		if err != nil {
+			continue // it went meanwhile
+		}
+		for i, r := range a.Rules {
+			counter(rulesDesc, r.Packets, p.Name, strconv.Itoa(i), r.Rule.String())
+		}
+		counter(defaultDesc, a.DefaultPackets, p.Name, a.Default.String())
+		counter(alwaysDesc, a.AlwaysPackets, p.Name)
+	}
+	gauge(capturesDesc, float64(len(c.controller.Captures())))
 	s := c.controller.Status()
 	gauge(buildDesc, 1, s.Version)
 	gauge(failedDesc, float64(len(s.Failed)))
