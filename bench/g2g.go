@@ -197,12 +197,11 @@ func newEngine(cpu int, idle dataplane.IdlePolicy) (*engine, error) {
 // open makes a port for a guest, and hands it the guest's rings.
 func (e *engine) open(g *vnettest.Guest) (*dataplane.Link, error) {
 	l := &dataplane.Link{Name: "guest", Counters: &dataplane.Counters{}}
-	port, err := vnet.New(vnet.Options{Worker: e.worker, Counters: l.Counters})
+	device, err := vnet.New(vnet.Options{Pairs: []vnet.PairOptions{{Worker: e.worker, Link: l}}})
 	if err != nil {
 		return nil, err
 	}
-	l.Port = port
-	if err := g.Attach(port); err != nil {
+	if err := g.Attach(device); err != nil {
 		return nil, err
 	}
 	return l, nil

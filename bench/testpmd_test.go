@@ -160,13 +160,13 @@ func newOurs(t *testing.T, ctx context.Context, dir string) *contender {
 	var paths []string
 	for i := range links {
 		l := &dataplane.Link{Counters: &dataplane.Counters{}}
-		port, err := vnet.New(vnet.Options{Worker: e.worker, Counters: l.Counters, Failed: func(err error) { t.Error(err) }})
+		device, err := vnet.New(vnet.Options{Pairs: []vnet.PairOptions{{Worker: e.worker, Link: l}}, Failed: func(err error) { t.Error(err) }})
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Port, links[i] = port, l
+		links[i] = l
 		paths = append(paths, filepath.Join(dir, fmt.Sprintf("ours%d", i)))
-		b, err := vhostuser.Listen(vhostuser.Options{Path: paths[i], Log: slog.New(slog.DiscardHandler)}, port)
+		b, err := vhostuser.Listen(vhostuser.Options{Path: paths[i], Log: slog.New(slog.DiscardHandler)}, device)
 		if err != nil {
 			t.Fatal(err)
 		}

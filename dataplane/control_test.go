@@ -41,16 +41,16 @@ func TestControlWhileFramesMove(t *testing.T) {
 		for i := range turns {
 			h := l.hosts[i%2]
 			q := i / 2 % 2
-			check(h.port.AddMemory(region))
+			check(h.dev.AddMemory(region))
 			if i%3 == 0 {
-				_, err := h.port.StopVring(q)
+				_, err := h.dev.StopVring(q)
 				check(err)
 				runtime.Gosched()
-				check(h.port.StartVring(h.Vring(q)))
+				check(h.dev.StartVring(h.Vring(q)))
 			}
-			check(h.port.UpdateVring(h.Vring(q)))
-			check(h.port.RemoveMemory(region))
-			if s := h.port.State(); s.Failed != nil || !s.Running {
+			check(h.dev.UpdateVring(h.Vring(q)))
+			check(h.dev.RemoveMemory(region))
+			if s := h.dev.State(); s.Failed != nil || !s.Running {
 				t.Errorf("%s: %+v", h.name, s)
 			}
 		}

@@ -59,7 +59,7 @@ func TestMemoryGoesAway(t *testing.T) {
 				cuts++
 				if l.worker.Stats().Faults.Load() != before {
 					faults++
-					if s := a.port.State(); s.Failed == nil || s.Running {
+					if s := a.dev.State(); s.Failed == nil || s.Running {
 						t.Errorf("%s, %d pages: there was a fault, and A's state is %+v", step, pages, s)
 					}
 				}
@@ -71,12 +71,12 @@ func TestMemoryGoesAway(t *testing.T) {
 				if err := unix.Ftruncate(a.FD, size); err != nil {
 					t.Fatal(err)
 				}
-				a.Detach(a.port)
+				a.Detach(a.dev)
 				clear(a.Memory)
 				if err := a.Restart(); err != nil {
 					t.Fatal(err)
 				}
-				if err := a.Attach(a.port); err != nil {
+				if err := a.Attach(a.dev); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -140,7 +140,7 @@ func (l *lan) afterwards(a *host) {
 	l.Helper()
 	b, c := l.hosts[1], l.hosts[2]
 	for _, h := range []*host{b, c} {
-		if s := h.port.State(); s.Failed != nil || !s.Running {
+		if s := h.dev.State(); s.Failed != nil || !s.Running {
 			l.Fatalf("%s: state %+v", h.name, s)
 		}
 	}
@@ -208,7 +208,7 @@ func TestTwoMemoriesGoAway(t *testing.T) {
 		l.settle(c, d)
 		l.checkBalance()
 		for _, h := range []*host{c, d} {
-			if s := h.port.State(); s.Failed != nil || h.link.Counters.TxPackets.Load() != h.received || h.link.Counters.RxPackets.Load() != h.sent {
+			if s := h.dev.State(); s.Failed != nil || h.link.Counters.TxPackets.Load() != h.received || h.link.Counters.RxPackets.Load() != h.sent {
 				t.Errorf("%s at %s: %+v, sent %d, received %d", h.name, step, s, h.sent, h.received)
 			}
 		}
@@ -262,7 +262,7 @@ func TestStopAfterFault(t *testing.T) {
 	if l.worker.Stats().Faults.Load() == 0 || a.link.Counters.Drops(dataplane.DropFault) != 4 {
 		t.Fatalf("%d faults, %d frames dropped", l.worker.Stats().Faults.Load(), a.link.Counters.Drops(dataplane.DropFault))
 	}
-	if base, err := b.port.StopVring(0); base != 0 || err != nil {
+	if base, err := b.dev.StopVring(0); base != 0 || err != nil {
 		t.Errorf("base is %d, %v: the driver was shown no chain", base, err)
 	}
 }
@@ -275,21 +275,21 @@ func TestDoContainsFaults(t *testing.T) {
 		if running {
 			run(t, l.worker)
 		}
-		a.Detach(a.port)
+		a.Detach(a.dev)
 		if err := unix.Ftruncate(a.FD, int64(len(a.Memory))); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.Restart(); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Attach(a.port); err != nil {
+		if err := a.Attach(a.dev); err != nil {
 			t.Fatal(err)
 		}
 		if err := unix.Ftruncate(a.FD, 0); err != nil {
 			t.Fatal(err)
 		}
 		answer := make(chan error, 1)
-		go func() { answer <- a.port.StartVring(a.Vring(1)) }()
+		go func() { answer <- a.dev.StartVring(a.Vring(1)) }()
 		select {
 		case err := <-answer:
 			if err == nil || !strings.Contains(err.Error(), "went away") {
@@ -423,12 +423,11 @@ func crash(how string) {
 	fatal(err)
 	c := crasher{how, stray.Bytes()}
 	link := &dataplane.Link{Counters: &dataplane.Counters{}, Forwarder: c}
-	port, err := vnet.New(vnet.Options{Worker: w, Counters: link.Counters})
+	device, err := vnet.New(vnet.Options{Pairs: []vnet.PairOptions{{Worker: w, Link: link}}})
 	fatal(err)
-	link.Port = port
 	guest, err := vnettest.New(vnettest.Options{})
 	fatal(err)
-	fatal(guest.Attach(port))
+	fatal(guest.Attach(device))
 	w.Do(func() { w.Add(link) })
 	if how == "stray mail" {
 		go w.Do(c.crashHere)

@@ -27,7 +27,8 @@ type lan struct {
 type host struct {
 	*vnettest.Guest
 	lan      *lan
-	port     *vnet.Port
+	dev      *vnet.Device
+	port     *vnet.Pair
 	link     *dataplane.Link
 	name     string
 	sent     uint64 // frames put into its transmitq
@@ -63,11 +64,12 @@ func newLAN(tb testing.TB, n int, o vnettest.Options) *lan {
 			tb.Fatal(err)
 		}
 		tb.Cleanup(h.Guest.Close)
-		if h.port, err = vnet.New(vnet.Options{Worker: w, Counters: h.link.Counters}); err != nil {
+		if h.dev, err = vnet.New(vnet.Options{Pairs: []vnet.PairOptions{{Worker: w, Link: h.link}}}); err != nil {
 			tb.Fatal(err)
 		}
+		h.port = h.link.Port.(*vnet.Pair)
 		h.link.Port = watched{h.port, h}
-		if err := h.Attach(h.port); err != nil {
+		if err := h.Attach(h.dev); err != nil {
 			tb.Fatal(err)
 		}
 		w.Do(func() { w.Add(h.link) })
@@ -103,27 +105,27 @@ func (l *lan) Forward(w *dataplane.Worker, from *dataplane.Link, frames []*frame
 
 // watched tells the test about every call of a port.
 type watched struct {
-	*vnet.Port
+	*vnet.Pair
 	h *host
 }
 
 func (p watched) Receive(into []*frame.Frame, pool *frame.Pool) int {
 	p.h.lan.at(p.h.name + ".receive")
-	n := p.Port.Receive(into, pool)
+	n := p.Pair.Receive(into, pool)
 	p.h.lan.at(p.h.name + ".received")
 	return n
 }
 
 func (p watched) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 	p.h.lan.at(p.h.name + ".transmit")
-	p.Port.Transmit(frames, pool)
+	p.Pair.Transmit(frames, pool)
 	p.h.lan.at(p.h.name + ".transmitted")
 }
 
-func (p watched) Release()      { p.h.lan.at(p.h.name + ".release"); p.Port.Release() }
-func (p watched) Flush()        { p.h.lan.at(p.h.name + ".flush"); p.Port.Flush() }
-func (p watched) Pending() bool { p.h.lan.at(p.h.name + ".pending"); return p.Port.Pending() }
-func (p watched) Disarm()       { p.h.lan.at(p.h.name + ".disarm"); p.Port.Disarm() }
+func (p watched) Release()      { p.h.lan.at(p.h.name + ".release"); p.Pair.Release() }
+func (p watched) Flush()        { p.h.lan.at(p.h.name + ".flush"); p.Pair.Flush() }
+func (p watched) Pending() bool { p.h.lan.at(p.h.name + ".pending"); return p.Pair.Pending() }
+func (p watched) Disarm()       { p.h.lan.at(p.h.name + ".disarm"); p.Pair.Disarm() }
 
 // byHand runs fn as the worker would: faults are panics.
 func byHand(fn func()) {

@@ -96,6 +96,9 @@ type Link struct {
 	// Offloads is what the port takes beside complete frames no longer than an MTU. The port's control side writes it when that is negotiated, forwarders
 	// read it for each frame: one that is not taken as it is has to be made so before Send.
 	Offloads atomic.Uint32
+	// Ready: the port takes frames. Of a port with several links, such as the queue pairs of a guest, those that are not ready get none. Written by
+	// the port, and only by one that may not be ready; read by forwarders.
+	Ready atomic.Bool
 	// Limits bound what comes in and goes out; nil: nothing does. Several links may share one. Set by anybody at any time.
 	Limits [2]atomic.Pointer[Limit]
 	// Tap is shown what passes, while somebody captures; nil: nobody does. Set by anybody at any time.

@@ -339,13 +339,12 @@ func TestIdleUsesNoCPU(t *testing.T) {
 			}
 			t.Cleanup(guest.Close)
 			link := &dataplane.Link{Counters: &dataplane.Counters{}, Forwarder: discard{}}
-			port, err := vnet.New(vnet.Options{Worker: w, Counters: link.Counters})
+			device, err := vnet.New(vnet.Options{Pairs: []vnet.PairOptions{{Worker: w, Link: link}}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			link.Port = port
 			run(t, w)
-			if err := guest.Attach(port); err != nil {
+			if err := guest.Attach(device); err != nil {
 				t.Fatal(err)
 			}
 			w.Do(func() { w.Add(link) })

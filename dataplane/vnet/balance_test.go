@@ -141,7 +141,7 @@ func TestEveryFrameDeliveredOrCounted(t *testing.T) {
 						rt.Fatalf("%d sent, %d counted in, %d out, %d dropped, %d delivered", taken, in, out, dropped, delivered)
 					}
 					b.checkPool()
-					if s := b.port.State(); s.Failed != nil {
+					if s := b.dev.State(); s.Failed != nil {
 						rt.Fatal(s.Failed)
 					}
 				},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/virtq"
 	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/vnet/vnettest"
@@ -19,12 +20,15 @@ type bed struct {
 	worker   *dataplane.Worker
 	pool     *frame.Pool
 	frames   int
-	counters dataplane.Counters
-	port     *vnet.Port
+	counters *dataplane.Counters
+	dev      *vnet.Device
+	port     *vnet.Pair
+	link     *dataplane.Link
 	guest    *vnettest.Guest
 	tx, rx   *virtq.Driver
 	vector   [dataplane.Quantum]*frame.Frame
 	failed   []error
+	features uint64
 }
 
 const (
@@ -56,10 +60,15 @@ func newBed(tb testing.TB, features uint64) *bed {
 	b := &bed{TB: tb, worker: newWorker(tb, bedFrames), frames: bedFrames}
 	b.pool = b.worker.Pool()
 	var err error
-	b.port, err = vnet.New(vnet.Options{Worker: b.worker, Counters: &b.counters, Failed: func(err error) { b.failed = append(b.failed, err) }})
+	b.link = &dataplane.Link{Counters: &dataplane.Counters{}}
+	b.counters = b.link.Counters
+	b.dev, err = vnet.New(vnet.Options{
+		Pairs: []vnet.PairOptions{{Worker: b.worker, Link: b.link}}, Failed: func(err error) { b.failed = append(b.failed, err) },
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
+	b.port = b.link.Port.(*vnet.Pair)
 	if b.guest, err = vnettest.New(vnettest.Options{QueueSize: bedQueue, Features: vnet.FeatureVersion1}); err != nil {
 		tb.Fatal(err)
 	}
@@ -70,7 +79,7 @@ func newBed(tb testing.TB, features uint64) *bed {
 
 // close ends the connection and frees the guest; once is as good as twice.
 func (b *bed) close() {
-	b.guest.Detach(b.port)
+	b.guest.Detach(b.dev)
 	b.guest.Close()
 	_ = b.worker.Close()
 }
@@ -78,8 +87,12 @@ func (b *bed) close() {
 // attach starts both rings anew, empty.
 func (b *bed) attach(features uint64) {
 	b.Helper()
+	b.features = features
 	driver := func(q int) *virtq.Driver {
-		d, err := virtq.NewDriver(virtq.DriverOptions{Layout: b.guest.Layout(q), Size: bedQueue, EventIdx: features&vnet.FeatureEventIdx != 0})
+		d, err := virtq.NewDriver(virtq.DriverOptions{
+			Layout: b.guest.Layout(q), Size: bedQueue, EventIdx: features&vnet.FeatureEventIdx != 0,
+			Packed: features&vnet.FeaturePacked != 0, InOrder: features&vnet.FeatureInOrder != 0,
+		})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -87,18 +100,27 @@ func (b *bed) attach(features uint64) {
 	}
 	b.rx, b.tx = driver(0), driver(1)
 	if features != 0 { // a front-end may forget to say that there are none
-		if err := b.port.SetFeatures(features); err != nil {
+		if err := b.dev.SetFeatures(features); err != nil {
 			b.Fatal(err)
 		}
 	}
-	if err := b.port.SetMemory(regions(b.guest)); err != nil {
+	if err := b.dev.SetMemory(regions(b.guest)); err != nil {
 		b.Fatal(err)
 	}
 	for q := range 2 {
-		if err := b.port.StartVring(b.guest.Vring(q)); err != nil {
+		if err := b.dev.StartVring(b.vring(q)); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// vring is a ring from its beginning.
+func (b *bed) vring(q int) vhostuser.VringConfig {
+	c := b.guest.Vring(q)
+	if b.features&vnet.FeaturePacked != 0 {
+		c.Base = virtq.PackedStart | virtq.PackedStart<<16
+	}
+	return c
 }
 
 // scratch is the part of the guest's memory that chains are made in, and its guest address.
@@ -129,6 +151,13 @@ func (b *bed) pieces(data []byte, lengths ...int) (buffers []virtq.Buffer) {
 // send makes one chain on the transmitq, has the port receive it, and returns what came in. The frame goes back to the pool.
 func (b *bed) send(buffers []virtq.Buffer) (data []byte, checksum frame.Checksum, ok bool) {
 	b.Helper()
+	data, f, ok := b.sendFrame(buffers)
+	return data, f.Checksum, ok
+}
+
+// sendFrame is send that also returns the frame's metadata.
+func (b *bed) sendFrame(buffers []virtq.Buffer) (data []byte, meta frame.Frame, ok bool) {
+	b.Helper()
 	head, added := b.tx.Add(buffers, nil)
 	if !added {
 		b.Fatalf("no room for a chain of %d", len(buffers))
@@ -143,7 +172,8 @@ func (b *bed) send(buffers []virtq.Buffer) (data []byte, checksum frame.Checksum
 		if f.HeadLen() != min(f.Len(), frame.HeadLen) {
 			b.Errorf("head of %d bytes, of a frame of %d", f.HeadLen(), f.Len())
 		}
-		data, checksum, ok = whole(f), f.Checksum, true
+		data, ok = whole(f), true
+		meta.Checksum, meta.GSO = f.Checksum, f.GSO
 		b.pool.PutAll(b.vector[:1])
 	}
 	b.port.Release()
@@ -151,7 +181,7 @@ func (b *bed) send(buffers []virtq.Buffer) (data []byte, checksum frame.Checksum
 		b.Fatalf("the chain did not come back: %d, %d bytes, %v, %v", got, written, back, err)
 	}
 	b.checkPool()
-	return data, checksum, ok
+	return data, meta, ok
 }
 
 func whole(f *frame.Frame) []byte {
@@ -191,7 +221,7 @@ func checkPool(tb testing.TB, pool *frame.Pool, want int) {
 }
 
 // drops are all drops of the port, by reason.
-func (b *bed) drops() map[dataplane.Reason]uint64 { return dropsOf(&b.counters) }
+func (b *bed) drops() map[dataplane.Reason]uint64 { return dropsOf(b.counters) }
 
 func dropsOf(c *dataplane.Counters) map[dataplane.Reason]uint64 {
 	all := map[dataplane.Reason]uint64{}

@@ -1,9 +1,10 @@
 package vnet
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/guestmem"
@@ -12,139 +13,151 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The control side: a Port is the vhostuser.Device behind a guest's connection. Every method runs on the connection's
-// goroutine, and changes what the worker sees only within Worker.Do.
+// Device is a virtio-net device: the vhostuser.Device behind a guest's connection. Its methods run on the connection's goroutine, Move and
+// Close on others; what a worker sees they change only within Worker.Do.
+type Device struct {
+	pairs  []*Pair
+	grace  func()
+	failed func(error)
+	mtu    uint16
+	file   *stateFile // nil: none
+	state  atomic.Pointer[State]
+	log    atomic.Pointer[guestmem.Log] // for writes to guest memory; nil: nobody wants to know
+
+	mu       sync.Mutex // held by control calls and by Move, never by a worker
+	features uint64
+	memory   *guestmem.Map
+	files    []memoryFile  // what memory's regions are mapped from
+	given    *guestmem.Log // the front-end's; log, while it is wanted
+}
 
 var (
-	_ vhostuser.Device    = (*Port)(nil)
-	_ vhostuser.MTUSetter = (*Port)(nil)
+	_ vhostuser.Device     = (*Device)(nil)
+	_ vhostuser.MTUSetter  = (*Device)(nil)
+	_ vhostuser.RARPSender = (*Device)(nil)
 )
 
+// Pairs is how many queue pairs the device has.
+func (d *Device) Pairs() int { return len(d.pairs) }
+
+// State may be asked by anybody.
+func (d *Device) State() State {
+	s := *d.state.Load()
+	for _, p := range d.pairs {
+		bits := p.running.Load()
+		if bits != 0 {
+			s.Running = true
+		}
+		if bits == 1<<receiveq|1<<transmitq {
+			s.Pairs++
+		}
+		if why := p.why.Load(); why != nil && s.Failed == nil {
+			s.Failed = *why
+		}
+	}
+	return s
+}
+
+// Calls is how many notifications were sent to the guest.
+func (d *Device) Calls() (n uint64) {
+	for _, p := range d.pairs {
+		n += p.calls.Load()
+	}
+	return n
+}
+
+// update changes the published state. Control calls alone do, one after the other.
+func (d *Device) update(change func(*State)) {
+	s := *d.state.Load()
+	change(&s)
+	d.state.Store(&s)
+}
+
+// each runs fn for every pair, on its worker.
+func (d *Device) each(fn func(*Pair)) {
+	for _, p := range d.pairs {
+		_ = p.on(func() error { fn(p); return nil })
+	}
+}
+
 // Offer implements vhostuser.Device.
-func (p *Port) Offer() vhostuser.Offer {
-	p.update(func(s *State) { *s = State{Connected: true} })
+func (d *Device) Offer() vhostuser.Offer {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.update(func(s *State) { *s = State{Connected: true} })
+	for _, p := range d.pairs {
+		p.why.Store(nil)
+	}
+	features := uint64(Features)
+	if len(d.pairs) > 1 {
+		features |= FeatureMQ
+	}
 	return vhostuser.Offer{
-		Features:         Features,
+		Features:         features,
 		ProtocolFeatures: vhostuser.DefaultProtocolFeatures | vhostuser.ProtocolNetMTU,
-		Vrings:           2,
-		QueueNum:         1,
+		Vrings:           2 * len(d.pairs),
+		QueueNum:         len(d.pairs), // a network device counts pairs
 	}
 }
 
 // SetFeatures implements vhostuser.Device.
-func (p *Port) SetFeatures(features uint64) error {
-	p.features = features
-	p.update(func(s *State) { s.Features = features })
-	p.worker.Do(func() { p.negotiated(features) })
-	return nil
+func (d *Device) SetFeatures(features uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.setFeatures(features)
 }
 
-// negotiated sets what the features mean for the worker. A front-end that never tells any has a driver without.
-func (p *Port) negotiated(features uint64) {
-	p.merge = features&FeatureMrgRxbuf != 0
-	p.csum = features&FeatureCsum != 0
-	p.header = maxHeader
-	if features&(FeatureVersion1|FeatureMrgRxbuf) == 0 {
-		p.header = legacyHeader
-	}
-}
-
-// SetMTU implements vhostuser.MTUSetter: the front-end tells what it has told its guest. The network drops what is longer than its
-// own MTU, whatever the guest was told.
-func (p *Port) SetMTU(mtu uint16) error {
-	p.update(func(s *State) { s.MTU = mtu })
-	return nil
-}
-
-// SetMemory implements vhostuser.Device.
-func (p *Port) SetMemory(regions []vhostuser.Region) error {
-	specs := make([]guestmem.Region, len(regions))
-	for i, r := range regions {
-		specs[i] = memoryRegion(r)
-	}
-	m, err := guestmem.Open(specs)
-	if err != nil {
-		return err
-	}
-	p.discard(p.swap(m))
-	return nil
-}
-
-// AddMemory implements vhostuser.Device.
-func (p *Port) AddMemory(r vhostuser.Region) error {
-	m, err := p.memory.With(memoryRegion(r)) // only the control side writes p.memory, so it may read it
-	if err != nil {
-		return err
-	}
-	p.swap(m) // the old map shares its mappings with the new one
-	return nil
-}
-
-// RemoveMemory implements vhostuser.Device.
-func (p *Port) RemoveMemory(r vhostuser.Region) error {
-	rest, removed, err := p.memory.Without(r.GuestAddr, r.UserAddr, r.Size)
-	if err != nil {
-		return err
-	}
-	p.swap(rest)
-	p.discard(removed)
-	return nil
-}
-
-func memoryRegion(r vhostuser.Region) guestmem.Region {
-	return guestmem.Region{GuestAddr: r.GuestAddr, UserAddr: r.UserAddr, Size: r.Size, Offset: r.MmapOffset, FD: r.FD}
-}
-
-// swap gives the worker another map.
-func (p *Port) swap(m *guestmem.Map) (old *guestmem.Map) {
-	p.worker.Do(func() {
-		old, p.memory = p.memory, m
-		for _, q := range []*queue{&p.tx, &p.rx} {
-			if q.ring != nil {
-				q.ring.SetMemory(m)
-			}
-		}
+func (d *Device) setFeatures(features uint64) error {
+	d.features = features
+	d.update(func(s *State) { s.Features = features })
+	offers := offersOf(features)
+	d.each(func(p *Pair) {
+		p.offers = offers
+		p.link.Offloads.Store(offers.takes)
 	})
-	return old
+	return d.relog()
 }
 
-// discard gives memory back that the worker does not use any more. What another worker may still look at, faults. The device has moved on,
-// so a mapping that the kernel would not take back stays where it is: out of reach, and a few addresses lost.
-func (p *Port) discard(m *guestmem.Map) {
-	if m == nil {
-		return
+// SetMTU implements vhostuser.MTUSetter: the front-end tells what it will tell its guest.
+func (d *Device) SetMTU(mtu uint16) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mtu != 0 && mtu > d.mtu {
+		return fmt.Errorf("the network carries packets of %d bytes and the guest is to be told an MTU of %d: set the front-end's (host_mtu) to %d at most",
+			d.mtu, mtu, d.mtu)
 	}
-	revoked := m.Revoke()
-	p.grace()
-	if revoked == nil {
-		_ = m.Free()
-	}
+	d.update(func(s *State) { s.MTU = mtu })
+	return nil
 }
 
 // StartVring implements vhostuser.Device.
-func (p *Port) StartVring(c vhostuser.VringConfig) (err error) {
-	p.worker.Do(func() {
-		defer p.unreadable(&err)
-		err = p.start(c)
-	})
+func (d *Device) StartVring(c vhostuser.VringConfig) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, err := d.pair(c.Index)
+	if err == nil {
+		err = p.on(func() error { return p.start(c) })
+	}
 	if err != nil {
 		return fmt.Errorf("start ring %d: %w", c.Index, err)
 	}
-	p.update(func(s *State) { s.Running, s.Failed = true, nil })
 	return nil
 }
 
-// unreadable is deferred around start, which reads and writes the rings, also of a port that its worker does not poll yet.
-func (p *Port) unreadable(err *error) {
-	r := recover()
-	if r == nil {
-		return
+// pair finds the pair a ring belongs to.
+func (d *Device) pair(index int) (*Pair, error) {
+	if index < 0 || index/2 >= len(d.pairs) {
+		return nil, fmt.Errorf("there is no ring %d: the device has %d pairs", index, len(d.pairs))
 	}
-	address, ok := dataplane.FaultAddress(r)
-	if !ok || !p.Fault(address) {
-		panic(r)
+	return d.pairs[index/2], nil
+}
+
+// queue is that of the pair's two which a ring is.
+func (p *Pair) queue(index int) *queue {
+	if index%2 == transmitq {
+		return &p.tx
 	}
-	*err = p.State().Failed
+	return &p.rx
 }
 
 // maxBuffers bounds a chain below the size of its queue: a guest could have us walk 64 chains of 32768 empty buffers a round. A
@@ -152,93 +165,144 @@ func (p *Port) unreadable(err *error) {
 const maxBuffers = 256
 
 // start runs on the worker.
-func (p *Port) start(c vhostuser.VringConfig) error {
-	q := p.queue(c.Index)
+func (p *Pair) start(c vhostuser.VringConfig) error {
+	d := p.device
 	if p.memory == nil {
 		return errors.New("the guest has shared no memory")
 	}
-	size := int(c.Size)
-	layout := virtq.Layout{
-		Desc:  p.memory.User(c.DescAddr, virtq.DescBytes(size)),
-		Avail: p.memory.User(c.AvailAddr, virtq.AvailBytes(size)),
-		Used:  p.memory.User(c.UsedAddr, virtq.UsedBytes(size)),
-	}
-	if layout.Desc == nil || layout.Avail == nil || layout.Used == nil {
+	packed := d.features&FeaturePacked != 0
+	l, ok := layout(p.memory, c, packed)
+	if !ok {
 		return errors.New("its tables are outside the guest's memory")
 	}
+	base, place, err := d.position(c, l, packed)
+	if err != nil {
+		return err
+	}
+	log, _ := p.memory.Guest(l.Used)
 	ring, err := virtq.NewDevice(virtq.DeviceOptions{
-		Layout: layout, Size: size, Memory: p.memory,
-		// Chains are completed in avail order, so where the used ring stands is where to go on; after a crash of the
-		// back-end the front-end's own idea of the base is older.
-		Base:     binary.LittleEndian.Uint16(layout.Used[2:]),
-		EventIdx: p.features&FeatureEventIdx != 0,
-		Indirect: p.features&FeatureIndirect != 0,
+		Layout: l, Size: int(c.Size), Memory: p.memory,
+		Packed: packed, Base: base, UsedBase: base,
+		EventIdx: d.features&FeatureEventIdx != 0,
+		Indirect: d.features&FeatureIndirect != 0,
+		InOrder:  d.features&FeatureInOrder != 0,
+		Log:      d.log.Load(), UsedLog: log,
 	})
 	if err != nil {
 		return err
 	}
+	q := p.queue(c.Index)
 	p.halt(q)
-	// The first call is due at once: a back-end before us may have been killed between publishing used chains and telling of them.
-	*q = queue{ring: ring, chain: virtq.NewChain(min(size, maxBuffers)), kick: -1, call: c.Call, want: true}
+	*q = queue{
+		ring: ring, chain: virtq.NewChain(min(int(c.Size), maxBuffers)), place: place, kick: -1, call: c.Call, broken: c.Err,
+		packed: packed, log: log,
+		// The first call is due at once: a back-end before us may have been killed between publishing used chains and telling of them.
+		want: true,
+	}
 	p.watch(q, c)
+	p.why.Store(nil)
+	p.tell()
 	return nil
 }
 
 // watch lets kicks of the transmitq wake the worker. A kick sent before we looked is not lost: the ring is polled before the next sleep.
-func (p *Port) watch(q *queue, c vhostuser.VringConfig) {
-	if c.Index == transmitq && c.Kick >= 0 {
+func (p *Pair) watch(q *queue, c vhostuser.VringConfig) {
+	q.polled = c.Kick < 0
+	if c.Index%2 == transmitq && c.Kick >= 0 {
 		q.kick = c.Kick
-		p.worker.Watch(c.Kick, unix.POLLIN, true)
+		p.owner.Load().Watch(c.Kick, unix.POLLIN, true)
 	}
 }
 
-// UpdateVring implements vhostuser.Device.
-func (p *Port) UpdateVring(c vhostuser.VringConfig) error {
-	p.worker.Do(func() {
+// UpdateVring implements vhostuser.Device. Where the log of used rings lies we know ourselves.
+func (d *Device) UpdateVring(c vhostuser.VringConfig) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, err := d.pair(c.Index)
+	if err != nil {
+		return err
+	}
+	return p.on(func() error {
 		q := p.queue(c.Index)
 		if q.ring == nil {
-			return // the port has failed meanwhile
+			return nil // the port has failed meanwhile
 		}
 		if q.kick >= 0 {
-			p.worker.Unwatch(q.kick)
+			p.owner.Load().Unwatch(q.kick)
 			q.kick = -1
 		}
-		q.call = c.Call
+		q.call, q.broken = c.Call, c.Err
 		q.want = true // a call that was due on the old one is not lost
 		p.watch(q, c)
+		return nil
 	})
-	return nil
 }
 
-// StopVring implements vhostuser.Device.
-func (p *Port) StopVring(index int) (base uint32, err error) {
-	running := false
-	p.worker.Do(func() {
-		q := p.queue(index)
-		if q.ring != nil {
-			q.ring.Rewind() // in case of a Transmit that another guest's memory cut off
-			base = uint32(q.ring.Base())
-		}
-		p.halt(q)
-		running = p.tx.ring != nil || p.rx.ring != nil
-	})
-	p.update(func(s *State) { s.Running = running })
-	return base, nil
-}
-
-func (p *Port) queue(index int) *queue {
-	if index == transmitq {
-		return &p.tx
+// StopVring implements vhostuser.Device. A ring that has failed is where it was when it failed.
+func (d *Device) StopVring(index int) (base uint32, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, err := d.pair(index)
+	if err != nil {
+		return 0, err
 	}
-	return &p.rx
+	err = p.on(func() error {
+		q := p.queue(index)
+		p.halt(q)
+		base = q.base
+		return nil
+	})
+	return base, err
 }
 
 // Reset implements vhostuser.Device.
-func (p *Port) Reset() error { return p.SetFeatures(0) }
+func (d *Device) Reset() error { return d.SetFeatures(0) }
 
 // Disconnected implements vhostuser.Device.
-func (p *Port) Disconnected() {
-	_ = p.SetFeatures(0)
-	p.update(func(s *State) { *s = State{Failed: s.Failed} })
-	p.discard(p.swap(nil))
+func (d *Device) Disconnected() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.given = nil
+	_ = d.setFeatures(0)                      // no ring runs
+	d.update(func(s *State) { *s = State{} }) // why a pair failed stays, until somebody connects again
+	d.each(func(p *Pair) { p.announcing = 0 })
+	d.discard(d.swap(nil))
+	d.files = nil
+}
+
+// Move gives a pair and its Link to another worker while its rings run. What is under way in a ring, what wakes the worker, and calls that are due go
+// along. One call at a time, for all devices whose pairs share workers: see Link.Move.
+func (d *Device) Move(pair int, to *dataplane.Worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.pairs[pair]
+	from := p.owner.Load()
+	if from == to {
+		return
+	}
+	along := func() { // both workers stand still
+		p.owner.Store(to)
+		if p.tx.kick >= 0 {
+			from.Unwatch(p.tx.kick)
+			to.Watch(p.tx.kick, unix.POLLIN, true) // a kick that came meanwhile is still in the eventfd
+		}
+	}
+	if p.link.Owner() == from {
+		p.link.Move(to, along)
+	} else { // nobody polls it
+		from.Do(func() { to.Do(along) })
+	}
+}
+
+// Close gives up the state file, which stays where it is for the next device of the same name. No ring runs any more.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.each(func(p *Pair) {
+		p.halt(&p.tx)
+		p.halt(&p.rx)
+	})
+	f := d.file
+	d.file = nil
+	return f.close()
 }

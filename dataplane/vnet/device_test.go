@@ -27,47 +27,57 @@ func signalled(t testing.TB, fd int) bool {
 }
 
 func TestNewRefuses(t *testing.T) {
-	if _, err := vnet.New(vnet.Options{Counters: &dataplane.Counters{}}); err == nil {
-		t.Error("a port without a worker")
+	w, link := newWorker(t, 1), &dataplane.Link{Counters: &dataplane.Counters{}}
+	for name, pairs := range map[string][]vnet.PairOptions{
+		"no pairs":         nil,
+		"without a worker": {{Link: link}},
+		"without a link":   {{Worker: w}},
+		"without counters": {{Worker: w, Link: &dataplane.Link{}}},
+		"second is wrong":  {{Worker: w, Link: link}, {}},
+		"too many":         make([]vnet.PairOptions, vnet.MaxPairs+1),
+	} {
+		if _, err := vnet.New(vnet.Options{Pairs: pairs}); err == nil {
+			t.Errorf("a device %s", name)
+		}
 	}
-	if _, err := vnet.New(vnet.Options{Worker: newWorker(t, 1)}); err == nil {
-		t.Error("a port without counters")
+	if link.Port != nil {
+		t.Error("the link of a device that was refused has a port")
 	}
 }
 
 func TestState(t *testing.T) {
 	b := newBed(t, modern)
-	if s := b.port.State(); !s.Running || s.Features != modern || s.Failed != nil {
+	if s := b.dev.State(); !s.Running || s.Features != modern || s.Failed != nil {
 		t.Errorf("running: %+v", s)
 	}
-	b.port.StopVring(0)
-	if s := b.port.State(); !s.Running {
+	b.dev.StopVring(0)
+	if s := b.dev.State(); !s.Running {
 		t.Errorf("one ring stopped: %+v", s)
 	}
-	b.port.StopVring(1)
-	if s := b.port.State(); s.Running {
+	b.dev.StopVring(1)
+	if s := b.dev.State(); s.Running {
 		t.Errorf("both stopped: %+v", s)
 	}
-	b.port.Offer()
-	if s := b.port.State(); !s.Connected {
+	b.dev.Offer()
+	if s := b.dev.State(); !s.Connected {
 		t.Errorf("connected: %+v", s)
 	}
-	b.port.Disconnected()
-	if s := b.port.State(); s.Connected || s.Running || s.Features != 0 {
+	b.dev.Disconnected()
+	if s := b.dev.State(); s.Connected || s.Running || s.Features != 0 {
 		t.Errorf("disconnected: %+v", s)
 	}
 }
 
 // After a reset the driver negotiates anew, or not at all; nothing of the last one's features stays.
 func TestResetForgetsFeatures(t *testing.T) {
-	for name, reset := range map[string]func(*vnet.Port){
-		"reset":        func(p *vnet.Port) { p.Reset() },
-		"disconnected": func(p *vnet.Port) { p.Disconnected() },
+	for name, reset := range map[string]func(*vnet.Device){
+		"reset":        func(d *vnet.Device) { d.Reset() },
+		"disconnected": func(d *vnet.Device) { d.Disconnected() },
 	} {
 		b := newBed(t, modern)
-		b.port.StopVring(0)
-		b.port.StopVring(1)
-		reset(b.port)
+		b.dev.StopVring(0)
+		b.dev.StopVring(1)
+		reset(b.dev)
 		b.attach(0)
 		before := b.drops()
 		data := counting(60)
@@ -96,14 +106,14 @@ func TestStartVringRefuses(t *testing.T) {
 	} {
 		c := good
 		change(&c)
-		if err := b.port.StartVring(c); err == nil {
+		if err := b.dev.StartVring(c); err == nil {
 			t.Errorf("%s: started", name)
 		}
 	}
-	b.port.StopVring(0)
-	b.port.StopVring(1)
-	b.port.Disconnected()
-	if err := b.port.StartVring(good); err == nil || !strings.Contains(err.Error(), "memory") {
+	b.dev.StopVring(0)
+	b.dev.StopVring(1)
+	b.dev.Disconnected()
+	if err := b.dev.StartVring(good); err == nil || !strings.Contains(err.Error(), "memory") {
 		t.Errorf("without memory: %v", err)
 	}
 }
@@ -115,13 +125,13 @@ func TestStopAndStart(t *testing.T) {
 	b.offer(4096, 500)
 	b.offer(8192, 500)
 	b.transmit(counting(60), counting(60))
-	base, err := b.port.StopVring(0)
+	base, err := b.dev.StopVring(0)
 	if err != nil || base != 2 {
 		t.Fatalf("base %d, %v, want 2", base, err)
 	}
 	c := b.guest.Vring(0)
 	c.Base = 0
-	if err := b.port.StartVring(c); err != nil {
+	if err := b.dev.StartVring(c); err != nil {
 		t.Fatal(err)
 	}
 	b.transmit(counting(61))
@@ -144,7 +154,7 @@ func TestUpdateVring(t *testing.T) {
 	b.transmit(counting(60))
 	c := b.guest.Vring(0)
 	c.Call = fresh
-	if err := b.port.UpdateVring(c); err != nil {
+	if err := b.dev.UpdateVring(c); err != nil {
 		t.Fatal(err)
 	}
 	b.port.Flush()
@@ -153,7 +163,7 @@ func TestUpdateVring(t *testing.T) {
 	}
 	// One that went to the old eventfd may have been seen by nobody: it is repeated.
 	c.Call = b.guest.CallFD(0)
-	if err := b.port.UpdateVring(c); err != nil {
+	if err := b.dev.UpdateVring(c); err != nil {
 		t.Fatal(err)
 	}
 	b.port.Flush()
@@ -161,7 +171,7 @@ func TestUpdateVring(t *testing.T) {
 		t.Error("nobody is told of a new eventfd")
 	}
 	c.Call = -1
-	if err := b.port.UpdateVring(c); err != nil {
+	if err := b.dev.UpdateVring(c); err != nil {
 		t.Fatal(err)
 	}
 	b.port.Flush()
@@ -172,10 +182,10 @@ func TestKickNumbersAreReused(t *testing.T) {
 	b := newBed(t, modern)
 	for range 3 {
 		for q := range 2 {
-			if err := b.port.StartVring(b.guest.Vring(q)); err != nil { // without a stop in between
+			if err := b.dev.StartVring(b.guest.Vring(q)); err != nil { // without a stop in between
 				t.Fatal(err)
 			}
-			if err := b.port.UpdateVring(b.guest.Vring(q)); err != nil {
+			if err := b.dev.UpdateVring(b.guest.Vring(q)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -183,9 +193,9 @@ func TestKickNumbersAreReused(t *testing.T) {
 	if n := b.worker.Watched(); n != 2 { // the mailbox and the transmitq's kick
 		t.Errorf("the worker watches %d files, want 2", n)
 	}
-	b.port.StopVring(1)
-	b.port.StopVring(1)
-	b.port.StopVring(0)
+	b.dev.StopVring(1)
+	b.dev.StopVring(1)
+	b.dev.StopVring(0)
 	if n := b.worker.Watched(); n != 1 {
 		t.Errorf("the worker watches %d files, want its mailbox alone", n)
 	}
@@ -193,7 +203,7 @@ func TestKickNumbersAreReused(t *testing.T) {
 	b.attach(modern)
 	b.guest.Layout(1).Avail[3] = 0x70
 	b.port.Receive(b.vector[:], b.pool)
-	if err := b.port.UpdateVring(b.guest.Vring(1)); err != nil {
+	if err := b.dev.UpdateVring(b.guest.Vring(1)); err != nil {
 		t.Fatal(err)
 	}
 	if n := b.worker.Watched(); n != 1 {
@@ -210,10 +220,10 @@ func TestMemorySlots(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	slot := vhostuser.Region{GuestAddr: 0x9000_0000, UserAddr: 0x1000_0000, Size: 1 << 20, FD: fd}
-	if err := b.port.AddMemory(slot); err != nil {
+	if err := b.dev.AddMemory(slot); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.port.AddMemory(slot); err == nil {
+	if err := b.dev.AddMemory(slot); err == nil {
 		t.Error("the same slot twice")
 	}
 	there := []virtq.Buffer{{Addr: 0x9000_0000 + 5000, Len: 100}}
@@ -222,10 +232,10 @@ func TestMemorySlots(t *testing.T) {
 	}
 	wrong := slot
 	wrong.Size = 4096
-	if err := b.port.RemoveMemory(wrong); err == nil {
+	if err := b.dev.RemoveMemory(wrong); err == nil {
 		t.Error("a slot that is not there was removed")
 	}
-	if err := b.port.RemoveMemory(slot); err != nil {
+	if err := b.dev.RemoveMemory(slot); err != nil {
 		t.Fatal(err)
 	}
 	if got, _, ok := b.send(b.pieces(make([]byte, 50))); !ok || len(got) != 38 {
@@ -233,10 +243,10 @@ func TestMemorySlots(t *testing.T) {
 	}
 	b.tx.Add(there, nil)
 	b.tx.Publish()
-	if n := b.port.Receive(b.vector[:], b.pool); n != 0 || b.port.State().Failed == nil {
-		t.Errorf("%d frames out of memory that is gone, %+v", n, b.port.State())
+	if n := b.port.Receive(b.vector[:], b.pool); n != 0 || b.dev.State().Failed == nil {
+		t.Errorf("%d frames out of memory that is gone, %+v", n, b.dev.State())
 	}
-	if err := b.port.SetMemory([]vhostuser.Region{{Size: 4096, FD: -1}}); err == nil {
+	if err := b.dev.SetMemory([]vhostuser.Region{{Size: 4096, FD: -1}}); err == nil {
 		t.Error("memory without a file")
 	}
 }
@@ -244,18 +254,18 @@ func TestMemorySlots(t *testing.T) {
 // Memory may be gone before the rings in it are started, and before the worker polls the port.
 func TestStartVringFaults(t *testing.T) {
 	b := newBed(t, modern)
-	b.port.StopVring(0)
-	b.port.StopVring(1)
+	b.dev.StopVring(0)
+	b.dev.StopVring(1)
 	if err := unix.Ftruncate(b.guest.FD, 0); err != nil {
 		t.Fatal(err)
 	}
 	for q := range 2 {
-		err := b.port.StartVring(b.guest.Vring(q))
+		err := b.dev.StartVring(b.guest.Vring(q))
 		if err == nil || !strings.Contains(err.Error(), "went away") {
 			t.Errorf("ring %d: %v", q, err)
 		}
 	}
-	if s := b.port.State(); s.Failed == nil || s.Running || len(b.failed) != 2 {
+	if s := b.dev.State(); s.Failed == nil || s.Running || len(b.failed) != 2 {
 		t.Errorf("state %+v, told %v", s, b.failed)
 	}
 	if n := b.worker.Watched(); n != 1 {

@@ -1,31 +1,29 @@
 package vnet
 
 import (
-	"encoding/binary"
-	"time"
-
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 )
 
-// maxPieces bounds the buffers one frame of a guest may lie in.
-const maxPieces = frame.MaxBody
-
 // Receive takes frames from the guest's transmitq:
 //
-//	transmitq ──▶ chain of buffers ──▶ take ──▶ head: copied, the first frame.HeadLen bytes
+//	transmitq ──▶ chain of buffers ──▶ take ──▶ header: what is asked for, judged against the head
+//	                                        ├─▶ head: copied, the first frame.HeadLen bytes
 //	                                        └─▶ body: borrowed, until Release publishes the chains as used
-func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
+func (p *Pair) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
+	if p.announcing > 0 {
+		n = p.announce(into, pool)
+	}
 	q := &p.tx
 	if q.ring == nil {
-		return 0
+		return n
 	}
 	chains, err := q.ring.Available()
 	if err != nil {
 		p.fail(err)
-		return 0
+		return n
 	}
-	chains = min(chains, len(into), pool.Len())
+	chains = min(chains, len(into)-n, pool.Len())
 	q.ring.Hint(chains)
 	bytes, taken := 0, 0
 	for ; taken < chains; taken++ {
@@ -36,6 +34,7 @@ func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 			into[n] = f
 		}
 		if err := q.ring.Next(q.chain); err != nil {
+			p.taking = 0
 			pool.Put(f)
 			into[n] = nil
 			p.fail(err)
@@ -67,13 +66,13 @@ func (p *Port) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 }
 
 // take fills a frame from the buffers of one chain. It reads each byte of guest memory at most once.
-func (p *Port) take(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok bool) {
-	if len(buffers) == 1 && len(buffers[0]) >= p.header { // the common case: header and frame in one buffer
+func (p *Pair) take(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok bool) {
+	if len(buffers) == 1 && len(buffers[0]) >= p.offers.header { // the common case: header and frame in one buffer
 		buffer := buffers[0]
-		if drop, ok = p.offloads(f, buffer[:p.header]); !ok {
+		if drop, ok = p.offers.read(f, buffer[:p.offers.header]); !ok {
 			return drop, false
 		}
-		data := buffer[p.header:]
+		data := buffer[p.offers.header:]
 		switch {
 		case len(data) <= frame.HeadLen:
 			copy(f.Append(len(data)), data)
@@ -83,38 +82,39 @@ func (p *Port) take(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok
 		default:
 			return DropTooLong, false
 		}
-		return DropFarChecksum, p.judged(f)
+		return judged(f)
 	}
 	return p.takePieces(f, buffers)
 }
 
 // takePieces is take for a frame in several buffers; they may be cut anywhere, also within the header.
-func (p *Port) takePieces(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok bool) {
+func (p *Pair) takePieces(f *frame.Frame, buffers [][]byte) (drop dataplane.Reason, ok bool) {
 	if len(buffers) > maxPieces {
 		return DropTooManyPieces, false
 	}
-	var header [maxHeader]byte
+	var space [maxHeader]byte
+	header := space[:p.offers.header]
 	have := 0
-	for len(buffers) > 0 && have < p.header {
-		n := copy(header[have:p.header], buffers[0])
+	for len(buffers) > 0 && have < len(header) {
+		n := copy(header[have:], buffers[0])
 		have += n
 		if n < len(buffers[0]) {
-			buffers = p.rest(buffers, n)
+			buffers = rest(buffers, n)
 			break
 		}
 		buffers = buffers[1:]
 	}
-	if have < p.header {
+	if have < len(header) {
 		return DropBadHeader, false
 	}
-	if drop, ok = p.offloads(f, header[:p.header]); !ok {
+	if drop, ok = p.offers.read(f, header); !ok {
 		return drop, false
 	}
 	for len(buffers) > 0 && f.HeadLen() < frame.HeadLen {
 		n := min(len(buffers[0]), frame.HeadLen-f.HeadLen())
 		copy(f.Append(n), buffers[0])
 		if n < len(buffers[0]) {
-			buffers = p.rest(buffers, n)
+			buffers = rest(buffers, n)
 			break
 		}
 		buffers = buffers[1:]
@@ -128,82 +128,29 @@ func (p *Port) takePieces(f *frame.Frame, buffers [][]byte) (drop dataplane.Reas
 		p.bodies = p.bodies[:first]
 		return DropTooLong, false
 	}
-	f.Borrow(p.bodies[first:], length)
-	return DropFarChecksum, p.judged(f)
+	if length > 0 {
+		f.Borrow(p.bodies[first:], length)
+	}
+	return judged(f)
 }
 
 // rest cuts n bytes off the first buffer. The slice is the chain's, which is ours until the next one is taken.
-func (p *Port) rest(buffers [][]byte, n int) [][]byte {
+func rest(buffers [][]byte, n int) [][]byte {
 	buffers[0] = buffers[0][n:]
 	return buffers
 }
 
 // borrow makes one view the frame's body.
-func (p *Port) borrow(f *frame.Frame, view []byte) {
+func (p *Pair) borrow(f *frame.Frame, view []byte) {
 	at := len(p.bodies)
 	p.bodies = append(p.bodies, view)
 	f.Borrow(p.bodies[at:at+1], len(view))
 }
 
-// Virtio-net header fields (virtio 1.2, 5.1.6), little-endian:
-//
-//	flags u8 | gso_type u8 | hdr_len u16 | gso_size u16 | csum_start u16 | csum_offset u16 | num_buffers u16
-const (
-	maxHeader    = 12
-	legacyHeader = 10 // without num_buffers: neither VERSION_1 nor MRG_RXBUF
-
-	flagNeedsCsum = 1
-	gsoNone       = 0
-)
-
-// offloads reads what the guest asks for in the header.
-func (p *Port) offloads(f *frame.Frame, header []byte) (drop dataplane.Reason, ok bool) {
-	first := binary.LittleEndian.Uint64(header)
-	if first&0xffff == 0 { // flags and gso_type
-		return 0, true
-	}
-	if gso := byte(first >> 8); gso != gsoNone {
-		return DropBadHeader, false // no segmentation offload is offered
-	}
-	if byte(first)&flagNeedsCsum != 0 {
-		if !p.csum {
-			return DropBadHeader, false
-		}
-		f.Checksum = frame.Checksum{
-			Needed: true, Start: uint16(first >> 48), Offset: binary.LittleEndian.Uint16(header[8:]),
-		}
-	}
-	return 0, true
-}
-
-// judged tells whether the checksum field that the guest left to us lies in the head.
-func (p *Port) judged(f *frame.Frame) bool {
-	c := f.Checksum
-	return !c.Needed || int(c.Start)+int(c.Offset)+2 <= f.HeadLen()
-}
-
 // Release gives the chains of the last Receive back to the guest.
-func (p *Port) Release() {
+func (p *Pair) Release() {
 	p.bodies = p.bodies[:0]
-	if p.tx.ring != nil && p.tx.ring.Publish() {
-		p.tx.want = true
-	}
-}
-
-// Arm asks the guest to kick for frames it sends. Receive buffers are looked for when there is a frame to put in.
-func (p *Port) Arm() time.Duration {
 	if p.tx.ring != nil {
-		p.tx.ring.Arm()
-	}
-	return dataplane.Forever
-}
-
-// Pending tells whether the guest has frames for us.
-func (p *Port) Pending() bool { return p.tx.ring != nil && p.tx.ring.Pending() }
-
-// Disarm asks the guest not to kick.
-func (p *Port) Disarm() {
-	if p.tx.ring != nil {
-		p.tx.ring.Disarm()
+		p.tx.publish()
 	}
 }

@@ -2,7 +2,6 @@ package vnet_test
 
 import (
 	"encoding/binary"
-	"slices"
 	"strings"
 	"testing"
 
@@ -176,55 +175,6 @@ func TestReceiveShort(t *testing.T) {
 	}
 }
 
-func TestReceiveOffloads(t *testing.T) {
-	for _, c := range []struct {
-		name          string
-		features      uint64
-		flags, gso    byte
-		start, offset uint16
-		length        int
-		ok            bool
-		why           dataplane.Reason
-		needed        bool
-	}{
-		{"none", modern, 0, 0, 7, 7, 100, true, 0, false}, // the fields mean nothing without the flag
-		{"checksum", modern, 1, 0, 34, 6, 100, true, 0, true},
-		{"data valid", modern, 2, 0, 34, 6, 100, true, 0, false},
-		{"both", modern, 3, 0, 34, 6, 100, true, 0, true},
-		{"at the end", modern, 1, 0, 34, 64, 100, true, 0, true},
-		{"a byte beyond", modern, 1, 0, 34, 65, 100, false, vnet.DropFarChecksum, false},
-		{"start beyond", modern, 1, 0, 200, 0, 100, false, vnet.DropFarChecksum, false},
-		{"wrapping", modern, 1, 0, 0xffff, 0xffff, 100, false, vnet.DropFarChecksum, false},
-		{"wrapping to 0", modern, 1, 0, 0xffff, 1, 100, false, vnet.DropFarChecksum, false},
-		{"last of the head", modern, 1, 0, 200, 54, 1000, true, 0, true},
-		{"in the body", modern, 1, 0, 200, 55, 1000, false, vnet.DropFarChecksum, false},
-		{"not negotiated", modern &^ vnet.FeatureCsum, 1, 0, 34, 6, 100, false, vnet.DropBadHeader, false},
-		{"segmentation", modern, 0, 1, 0, 0, 100, false, vnet.DropBadHeader, false},
-		{"segmentation and checksum", modern, 1, 4, 34, 6, 100, false, vnet.DropBadHeader, false},
-		{"ECN alone", modern, 0, 0x80, 0, 0, 100, false, vnet.DropBadHeader, false},
-		{"legacy", vnet.FeatureCsum, 1, 0, 34, 6, 100, true, 0, true},
-	} {
-		b := newBed(t, c.features)
-		h := header(c.flags, c.gso, c.start, c.offset)
-		if c.features&vnet.FeatureVersion1 == 0 {
-			h = h[:10]
-		}
-		for _, cuts := range [][]int{nil, {len(h)}, {7}} {
-			before := b.drops()
-			_, sum, ok := b.send(b.pieces(append(slices.Clone(h), counting(c.length)...), cuts...))
-			if ok != c.ok || sum.Needed != c.needed || c.needed && (sum.Start != c.start || sum.Offset != c.offset) {
-				t.Errorf("%s, cut at %v: %v, %+v", c.name, cuts, ok, sum)
-			}
-			if !c.ok {
-				b.wantDrop(before, c.why)
-			}
-		}
-		if b.counters.RxPackets.Load() != 3 {
-			t.Errorf("%s: %d frames counted, want 3 with the dropped ones", c.name, b.counters.RxPackets.Load())
-		}
-	}
-}
-
 // A chain that is longer than any frame's takes the port out of service rather than the worker's time.
 func TestReceiveEndlessChain(t *testing.T) {
 	b := newBed(t, modern)
@@ -237,8 +187,8 @@ func TestReceiveEndlessChain(t *testing.T) {
 	head, _ := b.tx.Add([]virtq.Buffer{{Addr: base, Len: 16 * n}}, nil)
 	b.guest.Layout(1).Desc[16*int(head)+12] |= 4 // VIRTQ_DESC_F_INDIRECT
 	b.tx.Publish()
-	if got := b.port.Receive(b.vector[:], b.pool); got != 0 || b.port.State().Failed == nil {
-		t.Errorf("%d frames, %+v", got, b.port.State())
+	if got := b.port.Receive(b.vector[:], b.pool); got != 0 || b.dev.State().Failed == nil {
+		t.Errorf("%d frames, %+v", got, b.dev.State())
 	}
 	b.checkPool()
 }
@@ -305,7 +255,7 @@ func TestReceiveBrokenRing(t *testing.T) {
 			if n != c.n || int(b.counters.RxPackets.Load()) != c.n {
 				t.Errorf("%d frames, %d counted, want %d", n, b.counters.RxPackets.Load(), c.n)
 			}
-			s := b.port.State()
+			s := b.dev.State()
 			if s.Failed == nil || !strings.Contains(s.Failed.Error(), c.want) || s.Running || len(b.failed) != 1 {
 				t.Errorf("state %+v, told %v", s, b.failed)
 			}
@@ -318,8 +268,8 @@ func TestReceiveBrokenRing(t *testing.T) {
 				t.Errorf("drops %v", b.drops())
 			}
 			b.attach(modern)
-			if got, _, ok := b.send(b.pieces(make([]byte, 100))); !ok || len(got) != 88 || b.port.State().Failed != nil {
-				t.Errorf("started anew: %v, %d bytes, %+v", ok, len(got), b.port.State())
+			if got, _, ok := b.send(b.pieces(make([]byte, 100))); !ok || len(got) != 88 || b.dev.State().Failed != nil {
+				t.Errorf("started anew: %v, %d bytes, %+v", ok, len(got), b.dev.State())
 			}
 		})
 	}

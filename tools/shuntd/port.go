@@ -22,7 +22,7 @@ import (
 type port struct {
 	config  config.Port
 	link    *dataplane.Link
-	device  *vnet.Port
+	device  *vnet.Device
 	backend atomic.Pointer[vhostuser.Backend]
 }
 
@@ -55,12 +55,12 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		}
 	}()
 	p.device, err = vnet.New(vnet.Options{
-		Worker: e.worker, Counters: p.link.Counters, Failed: func(why error) { go e.hangUp(p, why) },
+		Pairs:  []vnet.PairOptions{{Worker: e.worker, Link: p.link}},
+		Failed: func(why error) { go e.hangUp(p, why) },
 	})
 	if err != nil {
 		return err
 	}
-	p.link.Port = p.device
 	if err = e.fabric.AttachPort(vxlanPort(c), []*dataplane.Link{p.link}); err != nil {
 		return refused(err, vxlan.ErrConflict)
 	}

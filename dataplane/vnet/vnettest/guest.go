@@ -1,12 +1,12 @@
-// Package vnettest is the other side of a virtio-net device: a guest made of the driver's side of two virtqueues in memory of its own. Tests,
+// Package vnettest is the other side of a virtio-net device: a guest made of the driver's sides of its virtqueues in memory of its own. Tests,
 // load generators and benchmarks of everything behind vnet use it in place of a VM.
 //
-//	                 one memfd, mapped here and by the device
+//	                 one memfd, mapped here and by the device, for each pair of queues
 //	┌──────────────┬──────────────┬───────────────────┬───────────────────┐
-//	│ rx tables    │ tx tables    │ rx buffers        │ tx buffers        │
+//	│ rx tables    │ tx tables    │ rx buffers        │ tx buffers        │ ...
 //	└──────────────┴──────────────┴───────────────────┴───────────────────┘
 //
-// A Guest is used by one goroutine at a time.
+// A Guest is used by one goroutine at a time, or each of its Pairs by one.
 package vnettest
 
 import (
@@ -36,30 +36,23 @@ type Options struct {
 	BufferSize int
 	// Features the driver accepts. Zero: VERSION_1 and MRG_RXBUF.
 	Features uint64
+	// Pairs is the number of queue pairs. Zero: 1.
+	Pairs int
+	// Polled: the driver gives no kick descriptors, and the device has to look by itself.
+	Polled bool
 }
 
-// Guest is a virtio-net driver.
+// Guest is a virtio-net driver. What it does with frames it does with its first pair, unless one of Pairs is asked.
 type Guest struct {
+	*Pair
+	// Pairs are its queue pairs.
+	Pairs []*Pair
 	// Memory is the guest's whole memory, and FD the memfd behind it.
 	Memory []byte
 	FD     int
-	// Rx and Tx are the driver's sides of receiveq and transmitq.
-	Rx, Tx *virtq.Driver
-	// Sent and Received count frames the device has taken from Tx and put into Rx.
-	Sent, Received uint64
 
-	options  Options
-	mapping  *shm.Mapping
-	tables   [2][3]int // offsets of the tables: queue, then descriptor, avail, used
-	buffers  [2]int    // offset of the first buffer
-	kick     [2]int    // eventfds
-	call     [2]int
-	freeTx   []uint16 // tx buffers that no chain uses
-	rxOf     []uint16 // which buffer a chain of the receiveq has, by head
-	txOf     []uint16
-	merging  []byte // a frame that arrives in several buffers
-	mergeFor int    // buffers of it still to come
-	scratch  [1]virtq.Buffer
+	options Options
+	mapping *shm.Mapping
 }
 
 // New makes a guest with its rings empty and every receive buffer offered.
@@ -73,9 +66,15 @@ func New(o Options) (*Guest, error) {
 	if o.Features == 0 {
 		o.Features = vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf
 	}
-	g := &Guest{options: o, FD: -1, kick: [2]int{-1, -1}, call: [2]int{-1, -1}}
-	size := g.layout()
-	if err := g.allocate(size); err != nil {
+	if o.Pairs == 0 {
+		o.Pairs = 1
+	}
+	g := &Guest{options: o, FD: -1}
+	for range o.Pairs {
+		g.Pairs = append(g.Pairs, &Pair{guest: g, kick: [2]int{-1, -1}, call: [2]int{-1, -1}, broken: [2]int{-1, -1}})
+	}
+	g.Pair = g.Pairs[0]
+	if err := g.allocate(g.layout()); err != nil {
 		g.Close()
 		return nil, err
 	}
@@ -91,11 +90,13 @@ func (g *Guest) layout() int {
 		at += size
 		return offset
 	}
-	for q := range g.tables {
-		g.tables[q] = [3]int{place(virtq.DescBytes(n), 4096), place(virtq.AvailBytes(n), 64), place(virtq.UsedBytes(n), 64)}
-	}
-	for q := range g.buffers {
-		g.buffers[q] = place(n*g.options.BufferSize, 4096)
+	for _, p := range g.Pairs {
+		for q := range p.tables {
+			p.tables[q] = [3]int{place(virtq.DescBytes(n), 4096), place(virtq.AvailBytes(n), 64), place(virtq.UsedBytes(n), 64)}
+		}
+		for q := range p.buffers {
+			p.buffers[q] = place(n*g.options.BufferSize, 4096)
+		}
 	}
 	return place(0, 2<<20)
 }
@@ -108,42 +109,49 @@ func (g *Guest) allocate(size int) (err error) {
 		return err
 	}
 	g.Memory = g.mapping.Bytes()
-	for q := range g.kick {
-		if g.kick[q], err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-			return fmt.Errorf("eventfd: %w", err)
-		}
-		if g.call[q], err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-			return fmt.Errorf("eventfd: %w", err)
+	for _, p := range g.Pairs {
+		for _, fd := range p.eventfds() {
+			if *fd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+				return fmt.Errorf("eventfd: %w", err)
+			}
 		}
 	}
 	return nil
 }
 
-// Restart is the driver's reset: both queues begin anew, all receive buffers are offered.
+// MoveMemory puts what the guest has into another file, as a migration does. It stays at its addresses; no device may have it meanwhile.
+func (g *Guest) MoveMemory() error {
+	fd, err := shm.NewMemFD("shunt-test-guest", int64(len(g.Memory)))
+	if err != nil {
+		return err
+	}
+	if _, err = unix.Pwrite(fd, g.Memory, 0); err == nil {
+		_, _, errno := unix.Syscall6(unix.SYS_MMAP, shm.Address(g.Memory), uintptr(len(g.Memory)), unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_SHARED|unix.MAP_FIXED, uintptr(fd), 0)
+		if errno != 0 {
+			err = errno
+		}
+	}
+	if err != nil {
+		return errors.Join(err, unix.Close(fd))
+	}
+	closeFD(&g.FD)
+	g.FD = fd
+	return nil
+}
+
+// Restart is the driver's reset: all queues begin anew, all receive buffers are offered.
 func (g *Guest) Restart() error {
-	n := g.options.QueueSize
-	eventIdx := g.options.Features&vnet.FeatureEventIdx != 0
-	var err error
-	if g.Rx, err = virtq.NewDriver(virtq.DriverOptions{Layout: g.Layout(0), Size: n, EventIdx: eventIdx}); err != nil {
-		return err
+	var errs []error
+	for _, p := range g.Pairs {
+		errs = append(errs, p.restart())
 	}
-	if g.Tx, err = virtq.NewDriver(virtq.DriverOptions{Layout: g.Layout(1), Size: n, EventIdx: eventIdx}); err != nil {
-		return err
-	}
-	g.rxOf, g.txOf = make([]uint16, n), make([]uint16, n)
-	g.freeTx = g.freeTx[:0]
-	for i := range n {
-		g.freeTx = append(g.freeTx, uint16(n-1-i))
-		g.offer(uint16(i))
-	}
-	g.Rx.Publish()
-	g.merging, g.mergeFor = nil, 0
-	return nil
+	return errors.Join(errs...)
 }
 
-// Layout is where a queue's tables lie.
+// Layout is where a queue's tables lie, by its number in the device.
 func (g *Guest) Layout(q int) virtq.Layout {
-	t := g.tables[q]
+	t := g.Pairs[q/2].tables[q%2]
 	return virtq.Layout{Desc: g.Memory[t[0]:], Avail: g.Memory[t[1]:], Used: g.Memory[t[2]:]}
 }
 
@@ -158,7 +166,7 @@ func (g *Guest) Attach(d vhostuser.Device) error {
 	if err := d.SetMemory([]vhostuser.Region{g.Region()}); err != nil {
 		return err
 	}
-	for q := range g.tables {
+	for q := range 2 * len(g.Pairs) {
 		if err := d.StartVring(g.Vring(q)); err != nil {
 			return err
 		}
@@ -168,7 +176,7 @@ func (g *Guest) Attach(d vhostuser.Device) error {
 
 // Detach takes the rings back, as a front-end that goes away.
 func (g *Guest) Detach(d vhostuser.Device) {
-	for q := range g.tables {
+	for q := range 2 * len(g.Pairs) {
 		_, _ = d.StopVring(q)
 	}
 	d.Disconnected()
@@ -179,13 +187,21 @@ func (g *Guest) Region() vhostuser.Region {
 	return vhostuser.Region{GuestAddr: GuestBase, UserAddr: UserBase, Size: uint64(len(g.Memory)), FD: g.FD}
 }
 
-// Vring is one of the queues as a front-end hands it over.
+// Vring is one of the queues as a front-end hands it over: from the beginning, as far as that knows.
 func (g *Guest) Vring(q int) vhostuser.VringConfig {
-	t := g.tables[q]
-	return vhostuser.VringConfig{
-		Index: q, Size: uint32(g.options.QueueSize), Kick: g.kick[q], Call: g.call[q], Err: -1,
+	p := g.Pairs[q/2]
+	t := p.tables[q%2]
+	c := vhostuser.VringConfig{
+		Index: q, Size: uint32(g.options.QueueSize), Kick: p.kick[q%2], Call: p.call[q%2], Err: p.broken[q%2],
 		DescAddr: UserBase + uint64(t[0]), AvailAddr: UserBase + uint64(t[1]), UsedAddr: UserBase + uint64(t[2]),
 	}
+	if g.options.Features&vnet.FeaturePacked != 0 {
+		c.Base = virtq.PackedStart | virtq.PackedStart<<16
+	}
+	if g.options.Polled {
+		c.Kick = -1
+	}
+	return c
 }
 
 // Features are those the driver accepts.
@@ -194,19 +210,32 @@ func (g *Guest) Features() uint64 { return g.options.Features }
 // QueueSize is the number of descriptors of each queue.
 func (g *Guest) QueueSize() int { return g.options.QueueSize }
 
+// CallFD is the eventfd that the device signals for a queue.
+func (g *Guest) CallFD(q int) int { return g.Pairs[q/2].call[q%2] }
+
+// KickFD is the eventfd that the guest signals for a queue.
+func (g *Guest) KickFD(q int) int { return g.Pairs[q/2].kick[q%2] }
+
+// ErrFD is the eventfd that the device signals when a queue has failed.
+func (g *Guest) ErrFD(q int) int { return g.Pairs[q/2].broken[q%2] }
+
 // Close frees everything; once is as good as twice.
 func (g *Guest) Close() {
-	for _, fd := range []*int{&g.kick[0], &g.kick[1], &g.call[0], &g.call[1], &g.FD} {
-		if *fd >= 0 {
-			_ = unix.Close(*fd)
-			*fd = -1
+	for _, p := range g.Pairs {
+		for _, fd := range p.eventfds() {
+			closeFD(fd)
 		}
 	}
+	closeFD(&g.FD)
 	if g.mapping != nil {
 		_ = g.mapping.Free()
 		g.mapping, g.Memory = nil, nil
 	}
 }
 
-// errFull is returned by Send if no buffer is free.
-var errFull = errors.New("transmit queue is full")
+func closeFD(fd *int) {
+	if *fd >= 0 {
+		_ = unix.Close(*fd)
+		*fd = -1
+	}
+}

@@ -8,11 +8,13 @@ import (
 	"github.com/shuntio/shunt/dataplane/virtq"
 )
 
-// Header is what a guest writes in front of a frame (virtio 1.2, 5.1.6).
+// Header is what lies in front of a frame (virtio 1.2, 5.1.6).
 type Header struct {
 	Flags, GSOType     uint8
 	HdrLen, GSOSize    uint16
 	CsumStart, CsumOff uint16
+	// Buffers is how many the frame arrived in; a driver sends zero.
+	Buffers uint16
 }
 
 func (h Header) write(b []byte) {
@@ -21,68 +23,90 @@ func (h Header) write(b []byte) {
 	binary.LittleEndian.PutUint16(b[4:], h.GSOSize)
 	binary.LittleEndian.PutUint16(b[6:], h.CsumStart)
 	binary.LittleEndian.PutUint16(b[8:], h.CsumOff)
-	binary.LittleEndian.PutUint16(b[10:], 0)
+	binary.LittleEndian.PutUint16(b[10:], h.Buffers)
 }
 
-// Send puts one frame, not longer than a buffer, into the transmitq and kicks if the device wants it.
-func (g *Guest) Send(frame []byte) error { return g.SendWith(Header{}, frame) }
+func readHeader(b []byte) Header {
+	le := binary.LittleEndian
+	return Header{
+		Flags: b[0], GSOType: b[1], HdrLen: le.Uint16(b[2:]), GSOSize: le.Uint16(b[4:]),
+		CsumStart: le.Uint16(b[6:]), CsumOff: le.Uint16(b[8:]), Buffers: le.Uint16(b[10:]),
+	}
+}
+
+// Send puts one frame into the transmitq, in as many buffers as it takes, and kicks if the device wants it.
+func (p *Pair) Send(frame []byte) error { return p.SendWith(Header{}, frame) }
 
 // SendWith is Send with offloads asked for.
-func (g *Guest) SendWith(h Header, frame []byte) error {
-	if len(frame)+HeaderLen > g.options.BufferSize {
-		return fmt.Errorf("frame of %d bytes does not fit a buffer", len(frame))
-	}
-	if err := g.reclaim(); err != nil {
+func (p *Pair) SendWith(h Header, frame []byte) error {
+	if err := p.reclaim(); err != nil {
 		return err
 	}
-	if len(g.freeTx) == 0 {
+	size := p.guest.options.BufferSize
+	n := (HeaderLen + len(frame) + size - 1) / size
+	if n > len(p.freeTx) || n > p.Tx.Free() {
 		return errFull
 	}
-	i := g.freeTx[len(g.freeTx)-1]
-	b := g.buffer(1, i)
-	h.write(b)
-	n := copy(b[HeaderLen:], frame)
-	if !g.transmit(i, uint32(HeaderLen+n)) {
-		return errFull
+	p.scratch = p.scratch[:0]
+	first := p.freeTx[len(p.freeTx)-1]
+	for k := range n {
+		i := p.freeTx[len(p.freeTx)-1]
+		p.freeTx = p.freeTx[:len(p.freeTx)-1]
+		b, used := p.buffer(1, i), 0
+		if k == 0 {
+			h.write(b)
+			used = HeaderLen
+		}
+		c := copy(b[used:], frame)
+		frame = frame[c:]
+		p.scratch = append(p.scratch, virtq.Buffer{Addr: p.address(1, i), Len: uint32(used + c)})
+		p.txNext[i] = none
+		if k < n-1 {
+			p.txNext[i] = p.freeTx[len(p.freeTx)-1]
+		}
 	}
-	g.PublishTx()
+	head, _ := p.Tx.Add(p.scratch, nil)
+	p.txOf[head] = first
+	p.PublishTx()
 	return nil
 }
 
 // transmit makes a chain of tx buffer i, the last of the free ones.
-func (g *Guest) transmit(i uint16, n uint32) bool {
-	g.scratch[0] = virtq.Buffer{Addr: g.address(1, i), Len: n}
-	head, ok := g.Tx.Add(g.scratch[:], nil)
+func (p *Pair) transmit(i uint16, n uint32) bool {
+	p.scratch = append(p.scratch[:0], virtq.Buffer{Addr: p.address(1, i), Len: n})
+	head, ok := p.Tx.Add(p.scratch, nil)
 	if ok {
-		g.freeTx = g.freeTx[:len(g.freeTx)-1]
-		g.txOf[head] = i
+		p.freeTx = p.freeTx[:len(p.freeTx)-1]
+		p.txOf[head], p.txNext[i] = i, none
 	}
 	return ok
 }
 
 // PublishTx shows the device what was added, and kicks it.
-func (g *Guest) PublishTx() {
-	if g.Tx.Publish() {
-		shm.Signal(g.kick[1])
+func (p *Pair) PublishTx() {
+	if p.Tx.Publish() {
+		shm.Signal(p.kick[1])
 	}
 }
 
 // reclaim takes back the buffers of frames that were sent.
-func (g *Guest) reclaim() error {
+func (p *Pair) reclaim() error {
 	for {
-		head, _, ok, err := g.Tx.Used()
+		head, _, ok, err := p.Tx.Used()
 		if err != nil || !ok {
 			return err
 		}
-		g.freeTx = append(g.freeTx, g.txOf[head])
-		g.Sent++
+		for i := p.txOf[head]; i != none; i = p.txNext[i] {
+			p.freeTx = append(p.freeTx, i)
+		}
+		p.Sent++
 	}
 }
 
 // Prepare writes one frame into every tx buffer, for Blast. fill may change each copy; i counts them.
-func (g *Guest) Prepare(frame []byte, fill func(i int, frame []byte)) {
-	for i := range g.options.QueueSize {
-		b := g.buffer(1, uint16(i))
+func (p *Pair) Prepare(frame []byte, fill func(i int, frame []byte)) {
+	for i := range p.guest.options.QueueSize {
+		b := p.buffer(1, uint16(i))
 		Header{}.write(b)
 		n := copy(b[HeaderLen:], frame)
 		if fill != nil {
@@ -92,94 +116,83 @@ func (g *Guest) Prepare(frame []byte, fill func(i int, frame []byte)) {
 }
 
 // Blast puts up to n prepared frames of a length into the transmitq and returns how many. It allocates nothing.
-func (g *Guest) Blast(n, length int) (int, error) {
-	if err := g.reclaim(); err != nil {
+func (p *Pair) Blast(n, length int) (int, error) {
+	if err := p.reclaim(); err != nil {
 		return 0, err
 	}
-	n = min(n, len(g.freeTx))
+	n = min(n, len(p.freeTx))
 	for k := range n {
-		if !g.transmit(g.freeTx[len(g.freeTx)-1], uint32(HeaderLen+length)) {
+		if !p.transmit(p.freeTx[len(p.freeTx)-1], uint32(HeaderLen+length)) {
 			n = k
 			break
 		}
 	}
-	g.PublishTx()
+	p.PublishTx()
 	return n, nil
 }
 
 // offer puts rx buffer i into the receiveq.
-func (g *Guest) offer(i uint16) {
-	g.scratch[0] = virtq.Buffer{Addr: g.address(0, i), Len: uint32(g.options.BufferSize)}
-	if head, ok := g.Rx.Add(nil, g.scratch[:]); ok {
-		g.rxOf[head] = i
+func (p *Pair) offer(i uint16) {
+	p.scratch = append(p.scratch[:0], virtq.Buffer{Addr: p.address(0, i), Len: uint32(p.guest.options.BufferSize)})
+	if head, ok := p.Rx.Add(nil, p.scratch); ok {
+		p.rxOf[head] = i
 	}
 }
 
 // Sink takes up to n buffers that arrived and offers them again, without looking at them; for load.
-func (g *Guest) Sink(n int) (int, error) {
+func (p *Pair) Sink(n int) (int, error) {
 	for k := range n {
-		head, _, ok, err := g.Rx.Used()
+		head, _, ok, err := p.Rx.Used()
 		if err != nil || !ok {
-			g.publishRx()
+			p.publishRx()
 			return k, err
 		}
-		g.Received++
-		g.offer(g.rxOf[head])
+		p.Received++
+		p.offer(p.rxOf[head])
 	}
-	g.publishRx()
+	p.publishRx()
 	return n, nil
 }
 
-func (g *Guest) publishRx() {
-	if g.Rx.Publish() {
-		shm.Signal(g.kick[0])
+func (p *Pair) publishRx() {
+	if p.Rx.Publish() {
+		shm.Signal(p.kick[0])
 	}
 }
 
 // Recv takes one frame that arrived; nil if there is none. The frame is the caller's.
-func (g *Guest) Recv() ([]byte, error) {
+func (p *Pair) Recv() ([]byte, error) {
+	_, frame, err := p.RecvWith()
+	return frame, err
+}
+
+// RecvWith is Recv with the header.
+func (p *Pair) RecvWith() (h Header, frame []byte, err error) {
 	for {
-		head, n, ok, err := g.Rx.Used()
+		head, n, ok, err := p.Rx.Used()
 		if err != nil || !ok {
-			return nil, err
+			return h, nil, err
 		}
-		i := g.rxOf[head]
-		if n > uint32(g.options.BufferSize) {
-			return nil, fmt.Errorf("device wrote %d bytes into a buffer of %d", n, g.options.BufferSize)
+		i := p.rxOf[head]
+		if n > uint32(p.guest.options.BufferSize) {
+			return h, nil, fmt.Errorf("device wrote %d bytes into a buffer of %d", n, p.guest.options.BufferSize)
 		}
-		piece := append([]byte(nil), g.buffer(0, i)[:n]...)
-		g.offer(i)
-		g.publishRx()
-		if g.mergeFor == 0 { // the first buffer of a frame
+		p.merging = append(p.merging, p.buffer(0, i)[:n]...)
+		p.offer(i)
+		p.publishRx()
+		if p.mergeFor == 0 { // the first buffer of a frame
 			if n < HeaderLen {
-				return nil, fmt.Errorf("device wrote %d bytes, less than a header", n)
+				return h, nil, fmt.Errorf("device wrote %d bytes, less than a header", n)
 			}
-			g.mergeFor = int(binary.LittleEndian.Uint16(piece[10:]))
-			if g.mergeFor == 0 {
-				return nil, fmt.Errorf("device says that the frame has no buffers")
+			if p.mergeFor = int(readHeader(p.merging).Buffers); p.mergeFor == 0 {
+				return h, nil, fmt.Errorf("device says that the frame has no buffers")
 			}
-			g.merging = piece[HeaderLen:]
-		} else {
-			g.merging = append(g.merging, piece...)
 		}
-		if g.mergeFor--; g.mergeFor == 0 {
-			g.Received++
-			return g.merging, nil
+		if p.mergeFor--; p.mergeFor == 0 {
+			h, frame = readHeader(p.merging), p.merging[HeaderLen:]
+			p.merging = nil
+			p.Received++
+			return h, frame, nil
 		}
 	}
-}
-
-// CallFD is the eventfd that the device signals for a queue.
-func (g *Guest) CallFD(q int) int { return g.call[q] }
-
-// KickFD is the eventfd that the guest signals for a queue.
-func (g *Guest) KickFD(q int) int { return g.kick[q] }
-
-func (g *Guest) buffer(q int, i uint16) []byte {
-	at := g.buffers[q] + int(i)*g.options.BufferSize
-	return g.Memory[at : at+g.options.BufferSize]
-}
-
-func (g *Guest) address(q int, i uint16) uint64 {
-	return GuestBase + uint64(g.buffers[q]) + uint64(i)*uint64(g.options.BufferSize)
 }
