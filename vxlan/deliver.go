@@ -19,6 +19,8 @@ type exit struct {
 	to   *tunnel // nil: the frame goes as it is
 	vni  uint32
 	tos  uint8 // the network's tosMask
+	// source is who is told that a packet is too long for the tunnel; nil: nobody.
+	source *port
 }
 
 // toPort is the exit to a port here.
@@ -29,7 +31,7 @@ func (l *lane) toWire(u *uplink, f *frame.Frame) exit { return exit{link: u.ways
 
 // toVTEP is the exit to another machine.
 func (l *lane) toVTEP(nw *network, t *tunnel, f *frame.Frame) exit {
-	return exit{nw.uplink.ways[l.number].pick(l, f), t, nw.vni, nw.tosMask}
+	return exit{link: nw.uplink.ways[l.number].pick(l, f), to: t, vni: nw.vni, tos: nw.tosMask}
 }
 
 // takes is what an exit takes beside complete frames. Nobody cuts packets inside a tunnel, and an outer checksum needs the inner one.
@@ -47,6 +49,10 @@ func (e exit) takes() uint32 {
 // deliver makes a frame such as its exit takes it, and sends it. It stays in its slot of the vector while its body is read, which may fault.
 func (l *lane) deliver(from *dataplane.Link, in **frame.Frame, e exit) {
 	f := *in
+	if e.to != nil && e.to.ready && f.GSO.Type == frame.GSONone && f.Len() > e.to.maxFrame {
+		l.tooLong(from, in, e)
+		return
+	}
 	if f.Checksum.Needed && offload.Needs(f)&^e.takes() != 0 {
 		if f.GSO.Type != frame.GSONone {
 			l.cut(from, in, e)
@@ -93,7 +99,7 @@ func (l *lane) cut(from *dataplane.Link, in **frame.Frame, e exit) {
 		l.drop(from, in, why)
 		return
 	} else if e.to != nil && e.to.ready && longest > e.to.maxFrame {
-		l.drop(from, in, DropOverMTU)
+		l.tooLong(from, in, e)
 		return
 	}
 	if why, ok := l.segmenter.Start(*in); !ok {
@@ -112,6 +118,12 @@ func (l *lane) cut(from *dataplane.Link, in **frame.Frame, e exit) {
 		l.out(from, g, e, sum)
 	}
 	l.spend(from, in)
+}
+
+// tooLong drops a frame that the tunnel does not take, and tells its source.
+func (l *lane) tooLong(from *dataplane.Link, in **frame.Frame, e exit) {
+	l.tooBig(from, e.source, *in, e.to.maxFrame)
+	l.drop(from, in, DropOverMTU)
 }
 
 // spend puts a packet back that was cut, and counts the segments that there was no frame for.

@@ -54,11 +54,16 @@ func drop(why dataplane.Reason) verdict { return verdict{to: dropped, why: why} 
 func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source *port, v verdict) {
 	switch f := *in; {
 	case v.depends&byDenial != 0 || v.to == dropped:
+		if v.why == DropOverMTU && source != nil {
+			l.tooBig(from, source, f, nw.maxFrame)
+		}
 		l.drop(from, in, v.why)
 	case v.to.isPort():
 		l.deliver(from, in, l.toPort(l.now.ports[v.to], f))
 	case v.to.isVTEP():
-		l.deliver(from, in, l.toVTEP(nw, l.now.vteps[v.to.vtep()], f))
+		e := l.toVTEP(nw, l.now.vteps[v.to.vtep()], f)
+		e.source = source
+		l.deliver(from, in, e)
 	case v.to == atUplink:
 		l.deliver(from, in, l.toWire(nw.uplink, f))
 	case v.to == everywhere && source != nil && nw.answer(f):

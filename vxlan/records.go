@@ -92,6 +92,7 @@ type portRecord struct {
 	rings  []*ring  // by worker; nil: it teaches nothing
 	flows  []*flows // by worker
 	filter *filter  // nil: none
+	pace   *pace
 }
 
 // slots hands out small numbers.

@@ -57,6 +57,7 @@ type port struct {
 	rings     []*ring  // by worker; nil: the port teaches nothing
 	flows     []*flows // by worker
 	filter    *filter  // nil: none
+	pace      *pace    // of messages about packets that are too long
 }
 
 // uplink as the workers see it.

@@ -298,7 +298,7 @@ func (s *Switch) AttachPort(p Port, links []*dataplane.Link) error {
 	if len(links) == 0 {
 		return fmt.Errorf("port %s: a link is needed: %w", p.Name, ErrInvalid)
 	}
-	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial(), flows: s.newFlows()}
+	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial(), flows: s.newFlows(), pace: new(pace)}
 	s.filter(r, nil)
 	s.ports[p.Name] = r
 	s.admit(r)
