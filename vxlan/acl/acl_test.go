@@ -55,6 +55,7 @@ func TestExplain(t *testing.T) {
 		{In, "icmp 192.0.2.1 > 10.0.0.2", true, 3, ""},
 		{In, "icmp 192.0.2.1 > 10.0.0.2 type 0", false, Default, ""},
 		{Out, "icmp 10.0.0.2 > 192.0.2.1 type 0", false, Default, "icmp 192.0.2.1 > 10.0.0.2 type 8 code 0"},
+		{Out, "icmp 10.0.0.2 > 192.0.2.1 type 0 code 1", false, Default, "icmp 192.0.2.1 > 10.0.0.2 type 8 code 0"},
 		{Out, "icmp 10.0.0.2 > 192.0.2.1 type 8", false, Default, ""}, // a request answers nothing
 		{Out, "tcp 10.0.0.2:1 > 169.254.169.254:80", false, 4, ""},
 		{Out, "tcp 10.0.0.2:1 > 169.254.169.253:80", true, 5, ""},
@@ -79,6 +80,26 @@ func TestExplain(t *testing.T) {
 		if rule, allow := c.Judge(test.direction, packet); allow != test.allow || rule != test.rule {
 			t.Errorf("%s %s is judged by rule %d: %v", test.direction, packet, rule, allow)
 		}
+	}
+}
+
+// TestICMPIsOfOneVersion: the protocol numbers of one version's ICMP are nothing of the kind in the other.
+func TestICMPIsOfOneVersion(t *testing.T) {
+	c := Compile(policy(t, "allow in icmp\nallow in icmpv6\ndeny in any"), Options{})
+	for _, test := range []struct {
+		ether    uint16
+		protocol uint8
+		rule     int
+	}{{etherIPv4, protoICMP, 0}, {etherIPv4, protoICMPv6, 2}, {etherIPv6, protoICMP, 2}, {etherIPv6, protoICMPv6, 1}} {
+		for _, bare := range []bool{false, true} {
+			if rule, _ := c.Judge(In, &Tuple{EtherType: test.ether, Protocol: test.protocol, Bare: bare}); rule != test.rule {
+				t.Errorf("protocol %d in EtherType %#04x: rule %d, want %d", test.protocol, test.ether, rule, test.rule)
+			}
+		}
+	}
+	fragment := Tuple{EtherType: etherIPv6, Protocol: protoICMPv6, Type: neighbourSolicitation, Bare: true} // whose type nobody knows
+	if rule, _ := c.Judge(In, &fragment); rule != 1 {
+		t.Errorf("a fragment is taken for neighbour discovery: rule %d", rule)
 	}
 }
 

@@ -1,6 +1,7 @@
 package acl
 
 import (
+	"math/bits"
 	"regexp"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ func sentence(t *testing.T, text string, err error) {
 func FuzzRule(f *testing.F) {
 	for _, seed := range []string{
 		"allow in tcp from 10.0.0.0/8 to any port 80-443", "deny out any", "allow in icmpv6 from fe80::/10 type 134 code 0",
-		"deny out ether 0x88cc", "allow out ether any", "allow in proto 132 from ::/0 port 1-65535", "allow in icmp type 3 code 4",
+		"deny out ether 0x88cc", "allow out ether any", "allow in proto 132 from ::/0 port 1-65535", "allow in icmp type 3 code 4", "allow in icmp type 3",
 	} {
 		f.Add(seed)
 	}
@@ -42,6 +43,12 @@ func FuzzRule(f *testing.F) {
 			}
 			if rule, _ := c.Judge(r.Direction.Opposite(), &packet); rule >= 0 {
 				t.Fatalf("%q decides about the other direction", r)
+			}
+			for _, beside := range neighbours(packet) {
+				rule, _ := c.Judge(r.Direction, &beside)
+				if want := Explain(p, &beside, r.Direction); rule != want.Rule {
+					t.Fatalf("%q: rule %d decides about %s, %+v is right", r, rule, beside, want)
+				}
 			}
 		}
 	})
@@ -67,15 +74,53 @@ func matching(r *Rule) (packets []Tuple) {
 			t.Destination = addressOf(r.To.Addr())
 		}
 		t.SourcePort, t.DestinationPort, t.Type, t.Code = r.FromPort.First, r.ToPort.First, r.ICMP.Type, r.ICMP.Code
-		last := t
-		last.SourcePort, last.DestinationPort = r.FromPort.Last, r.ToPort.Last
-		packets = append(packets, t, last)
+		end := t
+		end.SourcePort, end.DestinationPort = r.FromPort.Last, r.ToPort.Last
+		if r.From.IsValid() {
+			end.Source = addressOf(last(r.From))
+		}
+		if r.To.IsValid() {
+			end.Destination = addressOf(last(r.To))
+		}
+		if r.ICMP.HasType && !r.ICMP.HasCode {
+			end.Code = 255
+		}
+		packets = append(packets, t, end)
 	}
 	return packets
 }
 
 // refusal is line, column and reason.
 var refusal = regexp.MustCompile(`^[1-9]\d*:[1-9]\d*: .`)
+
+// neighbours are the packets one step beside a corner.
+func neighbours(t Tuple) (packets []Tuple) {
+	for _, step := range []uint64{1, 1<<64 - 1} {
+		for _, change := range []func(*Tuple){
+			func(t *Tuple) { t.Source = t.Source.plus(step) }, func(t *Tuple) { t.Destination = t.Destination.plus(step) },
+			func(t *Tuple) { t.SourcePort += uint16(step) }, func(t *Tuple) { t.DestinationPort += uint16(step) },
+			func(t *Tuple) { t.Type += uint8(step) }, func(t *Tuple) { t.Code += uint8(step) },
+			func(t *Tuple) { t.Protocol += uint8(step) }, func(t *Tuple) { t.Bare = !t.Bare },
+		} {
+			beside := t
+			change(&beside)
+			if beside.EtherType == etherIPv4 {
+				beside.Source, beside.Destination = Address{Lo: uint64(uint32(beside.Source.Lo))}, Address{Lo: uint64(uint32(beside.Destination.Lo))}
+			}
+			packets = append(packets, beside)
+		}
+	}
+	return packets
+}
+
+// plus adds one, or takes one away where step is the largest number.
+func (a Address) plus(step uint64) Address {
+	lo, carry := bits.Add64(a.Lo, step, 0)
+	if step == 1 {
+		return Address{a.Hi + carry, lo}
+	}
+	return Address{a.Hi + carry - 1, lo}
+}
 
 // FuzzPolicy reads whole policies.
 func FuzzPolicy(f *testing.F) {

@@ -76,6 +76,9 @@ func address(t *rapid.T, v6 bool, label string) Address {
 	}
 	p := netip.MustParsePrefix(rapid.SampledFrom(list).Draw(t, label))
 	a := p.Addr()
+	if rapid.Bool().Draw(t, label+" last") {
+		a = last(p)
+	}
 	switch rapid.IntRange(0, 2).Draw(t, label+" beside") {
 	case 1:
 		if before := a.Prev(); before.IsValid() {
@@ -89,6 +92,16 @@ func address(t *rapid.T, v6 bool, label string) Address {
 	return addressOf(a)
 }
 
+// last is the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
 var aTuple = rapid.Custom(func(t *rapid.T) Tuple {
 	if rapid.IntRange(0, 9).Draw(t, "kind") == 0 {
 		return Tuple{EtherType: rapid.SampledFrom(append(ethers, etherARP)).Draw(t, "ether")}
@@ -99,9 +112,7 @@ var aTuple = rapid.Custom(func(t *rapid.T) Tuple {
 		p.EtherType = etherIPv6
 	}
 	p.Protocol = uint8(rapid.SampledFrom(someProtocols).Draw(t, "protocol"))
-	if p.Bare = rapid.IntRange(0, 3).Draw(t, "bare") == 0; p.Bare {
-		return p
-	}
+	p.Bare = rapid.IntRange(0, 3).Draw(t, "bare") == 0 // whatever else it has means nothing then
 	switch {
 	case hasPorts(uint16(p.Protocol)):
 		p.SourcePort, p.DestinationPort = rapid.SampledFrom(edges).Draw(t, "source port"), rapid.SampledFrom(edges).Draw(t, "destination port")
