@@ -31,7 +31,7 @@ type Options struct {
 	MaxVTEPs int
 	// MaxLearnedVTEPs bounds those of them that nobody configured. Zero: a quarter of MaxVTEPs.
 	MaxLearnedVTEPs int
-	// Flows is how many flows of each port, and from the wire of each network, a worker keeps what was decided of. Zero: 1024, which take 132 KiB.
+	// Flows is how many flows of each port, and from the wire of each network, a worker keeps what was decided of. Zero: 2048, which take 264 KiB at most.
 	Flows int
 	// Seed makes table positions and flow hashes unpredictable. Zero: a random one; tests set it.
 	Seed uint64

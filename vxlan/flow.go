@@ -6,6 +6,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/wire"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // flows are what one worker has decided of the flows of one port, or of those that come to one network from the wire: the flow cache. The second
@@ -229,16 +230,45 @@ func (l *lane) recall(c *flows, nw *network, p *port, f *frame.Frame) (v verdict
 
 // stands tells whether a verdict that depends on more than the configuration still holds, and counts the rules that made it.
 func (l *lane) stands(e *flow, nw *network, p *port) bool {
-	if e.depends&(byOut|byIn) != 0 && l.key.tcp&tcpEnds != 0 || e.epochs != l.epochs(e.depends, nw, p, e.to) {
+	if e.depends&(bySource|byDestination|byDenial) != 0 && e.epochs != l.epochs(e.depends, nw, p, e.to) {
+		return false
+	}
+	if e.depends&(byOut|byIn) == 0 {
+		return true
+	}
+	if l.key.tcp&tcpEnds != 0 {
 		return false
 	}
 	if e.depends&byOut != 0 {
-		p.filter.rules.Count(l.number, int(e.out), 1)
+		l.tally[acl.Out].count(l, p.filter.rules, e.out)
 	}
 	if e.depends&byIn != 0 {
-		l.now.ports[e.to].filter.rules.Count(l.number, int(e.in), 1)
+		l.tally[acl.In].count(l, l.now.ports[e.to].filter.rules, e.in)
 	}
 	return true
+}
+
+// tally counts a run of frames that were judged by the same rule.
+type tally struct {
+	rules *acl.Compiled
+	rule  int16
+	n     int
+}
+
+func (t *tally) count(l *lane, rules *acl.Compiled, rule int16) {
+	if t.rules != rules || t.rule != rule {
+		t.flush(l)
+		t.rules, t.rule = rules, rule
+	}
+	t.n++
+}
+
+// flush shows what was counted.
+func (t *tally) flush(l *lane) {
+	if t.n > 0 {
+		t.rules.Count(l.number, int(t.rule), t.n)
+	}
+	*t = tally{}
 }
 
 // epochs is a sum that changes with what a verdict depends on: each of its parts only grows.

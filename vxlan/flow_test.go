@@ -118,40 +118,49 @@ func parsePolicy(text string) *acl.Policy {
 	return &p
 }
 
-// flowFrame draws a frame of few flows, often of one seen before.
-func flowFrame(t *rapid.T, marks *uint32) []byte {
-	macs := []wire.MAC{mac1, mac2, mac3, mac4, macX, macX + 1, wire.Broadcast}
-	mac := rapid.SampledFrom(macs)
-	to, from := mac.Draw(t, "to"), mac.Draw(t, "from")
-	ips := [][]string{{"10.0.0.1", "10.0.0.2"}, {"fd00::1", "fd00::2"}}[rapid.IntRange(0, 1).Draw(t, "version")]
-	a, b := ips[rapid.IntRange(0, 1).Draw(t, "source")], ips[rapid.IntRange(0, 1).Draw(t, "destination")]
-	ports := rapid.SampledFrom([]uint16{7, 80, 1000})
-	*marks++
-	payload := binary.BigEndian.AppendUint32(nil, *marks)
-	switch rapid.IntRange(0, 9).Draw(t, "kind") {
-	case 0:
-		return ethernetFrame(to, from, payload...)
-	case 1:
-		return tag(udpFrame(t, to, from, a, b, payload), 1)
-	case 2:
-		f := udpFrame(t, to, from, "10.0.0.1", "10.0.0.2", payload)
-		binary.BigEndian.PutUint16(f[20:], rapid.SampledFrom([]uint16{0x2000, 2, 0x4000}).Draw(t, "fragment"))
-		wire.IPv4(f[14:]).SetChecksum()
-		return f
-	case 3:
-		return icmpFrame(t, to, from, b, a, rapid.SampledFrom([]uint8{0, 8, 3}).Draw(t, "type"), 5, payload)
-	case 4, 5, 6:
-		flags := rapid.SampledFrom([]uint8{wire.TCPAck, wire.TCPSyn, wire.TCPSyn | wire.TCPAck, wire.TCPFin | wire.TCPAck, wire.TCPRst}).Draw(t, "flags")
-		return tcpFrame(t, to, from, b, a, ports.Draw(t, "from port"), ports.Draw(t, "to port"), flags, payload)
+// sending is a frame and where it comes from.
+type sending struct {
+	from  string
+	link  int
+	frame []byte
+}
+
+// anySending draws one of few flows, so that many are replies to others.
+func anySending(t *rapid.T) (s sending) {
+	s.from = rapid.SampledFrom([]string{"a", "b", "c", "c", "up0"}).Draw(t, "from")
+	if s.from == "b" {
+		s.link = rapid.IntRange(0, 1).Draw(t, "link")
 	}
-	f := udpFrame(t, to, from, b, a, payload)
+	own := map[string][]wire.MAC{"a": {mac1, mac1, macX}, "b": {mac2, mac2, macX}, "c": {mac4, macX, macX, macX + 1}, "up0": {mac3, macX, macX, macX + 1}}
+	from := rapid.SampledFrom(own[s.from]).Draw(t, "source")
+	to := rapid.SampledFrom([]wire.MAC{mac1, mac2, mac3, macX, macX, wire.Broadcast}).Draw(t, "to")
+	ips := rapid.SampledFrom([][]string{{"10.0.0.1", "10.0.0.2"}, {"10.0.0.2", "10.0.0.1"}, {"fd00::1", "fd00::2"}, {"fd00::2", "fd00::1"}}).Draw(t, "ips")
+	ports := rapid.SampledFrom([][]uint16{{7, 80}, {80, 7}, {1000, 80}, {80, 1000}}).Draw(t, "ports")
 	at := 34
 	if len(ips[0]) == 7 {
 		at = 54
 	}
-	binary.BigEndian.PutUint16(f[at:], ports.Draw(t, "from port"))
-	binary.BigEndian.PutUint16(f[at+2:], ports.Draw(t, "to port"))
-	return f
+	payload := []byte{1, 2, 3, 4}
+	switch rapid.IntRange(0, 11).Draw(t, "kind") {
+	case 0:
+		s.frame = ethernetFrame(to, from, payload...)
+	case 1:
+		s.frame = tag(udpFrame(t, to, from, ips[1], ips[0], payload), 1)
+	case 2:
+		s.frame = udpFrame(t, to, from, "10.0.0.1", "10.0.0.2", payload)
+		binary.BigEndian.PutUint16(s.frame[20:], rapid.SampledFrom([]uint16{0x2000, 2, 0x4000}).Draw(t, "fragment"))
+		wire.IPv4(s.frame[14:]).SetChecksum()
+	case 3:
+		s.frame = icmpFrame(t, to, from, ips[1], ips[0], rapid.SampledFrom([]uint8{0, 8, 3}).Draw(t, "type"), 5, payload)
+	case 4, 5, 6, 7:
+		flags := rapid.SampledFrom([]uint8{wire.TCPAck, wire.TCPAck, wire.TCPSyn, wire.TCPSyn | wire.TCPAck, wire.TCPFin | wire.TCPAck, wire.TCPRst}).Draw(t, "flags")
+		s.frame = tcpFrame(t, to, from, ips[1], ips[0], ports[0], ports[1], flags, payload)
+	default:
+		s.frame = udpFrame(t, to, from, ips[1], ips[0], payload)
+		binary.BigEndian.PutUint16(s.frame[at:], ports[0])
+		binary.BigEndian.PutUint16(s.frame[at+2:], ports[1])
+	}
+	return s
 }
 
 // TestCacheDecidesAlike does the same to two switches, one without cache: configuration changes, time, links that move, frames of few flows from guests
@@ -176,13 +185,11 @@ func TestCacheDecidesAlike(tb *testing.T) {
 		w.attach(port("a", mac1), 0)
 		w.attach(port("b", mac2), 1, 0)
 		w.attach(port("c", 0), 1)
-		var marks uint32
-		var seen []struct {
-			from string
-			link int
-			f    []byte
+		frames := make([]sending, rapid.IntRange(1, 8).Draw(t, "flows"))
+		for i := range frames {
+			frames[i] = anySending(t)
 		}
-		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
 			what := "frame"
 			switch step := rapid.IntRange(0, 39).Draw(t, "step"); step {
 			case 0:
@@ -211,24 +218,15 @@ func TestCacheDecidesAlike(tb *testing.T) {
 					l.sw.Refresh()
 				})
 			default:
-				f := flowFrame(t, &marks)
-				from, link := rapid.SampledFrom([]string{"a", "b", "c", "up0"}).Draw(t, "from"), 0
-				if from == "b" {
-					link = rapid.IntRange(0, 1).Draw(t, "link")
+				s := rapid.SampledFrom(frames).Draw(t, "which")
+				f := s.frame
+				if rapid.IntRange(0, 9).Draw(t, "long") == 0 {
+					f = append(bytes.Clone(f), make([]byte, 100)...)
 				}
-				if from == "up0" {
+				if s.from == "up0" {
 					f = tunnelPacket(t, host4, rapid.SampledFrom([]netip.Addr{peer4, other4}).Draw(t, "vtep"), 100, f, nil)
 				}
-				if len(seen) > 0 && rapid.IntRange(0, 3).Draw(t, "again") > 0 {
-					s := seen[rapid.IntRange(0, len(seen)-1).Draw(t, "which")]
-					from, link, f = s.from, s.link, s.f
-				}
-				seen = append(seen, struct {
-					from string
-					link int
-					f    []byte
-				}{from, link, f})
-				w.both(func(i int, l *lab) { l.send(w.ports[i][from][link], f) })
+				w.both(func(i int, l *lab) { l.send(w.ports[i][s.from][s.link], f) })
 			}
 			w.same(t, what)
 		}

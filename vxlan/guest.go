@@ -37,6 +37,7 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 		}
 		l.send(from, &frames[i], nw, p, v)
 	}
+	l.end()
 }
 
 // verdict is what was decided of a frame.

@@ -6,6 +6,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/offload"
+	"github.com/shuntio/shunt/vxlan/acl"
 )
 
 // lane is what one worker has of the switch: only that worker touches it. What belongs to a worker and to a network or a port lies with these, by the
@@ -23,8 +24,9 @@ type lane struct {
 	key              flowKey
 	packet           packet
 	isRead, readable bool
-	uncached         bool // for tests
-	recalled         int  // frames whose flow was known
+	tally            [2]tally // by acl.Direction
+	uncached         bool     // for tests
+	recalled         int      // frames whose flow was known
 
 	segmenter offload.Segmenter
 	// held is a segment on its way to several places, which came by the link heldFrom. A fault leaves it here.
@@ -52,6 +54,12 @@ func (s *Switch) begin(w *dataplane.Worker) *lane {
 		l.drop(l.heldFrom, &l.held, dataplane.DropFault)
 	}
 	return l
+}
+
+// end shows what was counted of a vector of frames.
+func (l *lane) end() {
+	l.tally[acl.In].flush(l)
+	l.tally[acl.Out].flush(l)
 }
 
 // tickOf is the worker's time in ticks.

@@ -50,7 +50,7 @@ func NewSwitch(workers []*dataplane.Worker, o Options) *Switch {
 		o.MaxLearnedVTEPs = o.MaxVTEPs / 4
 	}
 	if o.Flows == 0 {
-		o.Flows = 1024
+		o.Flows = 2048
 	}
 	if o.Seed == 0 {
 		var b [8]byte

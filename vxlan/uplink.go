@@ -24,6 +24,7 @@ func (u *uplinkPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames [
 		nw, v := up.decide(l, f)
 		l.send(from, &frames[i], nw, nil, v)
 	}
+	l.end()
 }
 
 // decide finds the network of a frame from the wire, unpacks and judges it, learns its source, and looks up its destination.
