@@ -15,10 +15,11 @@
 // worker of its station: a guest's MAC in a network ([Program.AddStation]), or in
 // a flat one ([Program.AddMAC]). A station with several workers has its flows
 // shared among them, each flow on one. Broadcast and what is for stations
-// not told goes to the worker of the network ([Program.AddVNI]). Nothing of what
-// the program found out is handed over in front of the frame (data_meta): the engine
-// checks every length and checksum for itself, so it could leave out one load or two,
-// while making room and writing there costs each frame more than that.
+// not told goes to the worker of the network ([Program.AddVNI]).
+//
+// Nothing of what the program found out is handed over in front of the frame (data_meta). The engine checks every length
+// and checksum for itself, so all it could leave out is to find the network by its VNI again. For that each frame would bring
+// one more cache line, and program and engine of different versions would have to agree on a layout across a takeover.
 //
 // # Who owns an interface
 //

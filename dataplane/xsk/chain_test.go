@@ -180,7 +180,7 @@ func TestJumboWithoutTheFeature(t *testing.T) {
 func TestChainIsAllOrNothing(t *testing.T) {
 	const frames = 64
 	m, p, pool := modelPort(t, frames, 16, ^uint32(0)-7)
-	p.s.o.MultiBuffer = true
+	p.s.o.MultiBuffer, p.s.pieces = true, copyPieces
 	p.SetMTU(9000)
 	m.send = func() unix.Errno { return unix.EAGAIN }
 	free := pool.Len()
@@ -224,11 +224,11 @@ func TestChainIsAllOrNothing(t *testing.T) {
 func TestChainRefused(t *testing.T) {
 	const frames = 48
 	_, p, pool := modelPort(t, frames, 16, 0)
-	p.s.o.MultiBuffer = true
+	p.s.o.MultiBuffer, p.s.pieces = true, copyPieces
 	p.SetMTU(65000)
 	free := pool.Len()
 	pieces := makeFrame(pool, 100)
-	for range maxPieces {
+	for range copyPieces {
 		if !pieces.Attach(makeFrame(pool, 250), 0) {
 			t.Fatal("cannot attach")
 		}
@@ -255,6 +255,25 @@ func TestChainRefused(t *testing.T) {
 	if pool.Len() != free || p.sent != 0 {
 		t.Errorf("%d of %d frames are free", pool.Len(), free)
 	}
+}
+
+// What a device says of zero copy is asked without having any: veth takes a single descriptor.
+func TestZeroCopyPieces(t *testing.T) {
+	need.Kernel(t, 6, 6)
+	a, _ := newPair(t, 1, 1500)
+	a.do(t, func() error {
+		d, err := LookupDevice(a.Name)
+		if err != nil {
+			return err
+		}
+		if n, err := zeroCopyPieces(&d); n != 1 || err != nil {
+			t.Errorf("%d descriptors, %v", n, err)
+		}
+		if _, err := zeroCopyPieces(&Device{Name: "gone0", Index: 4711}); err == nil {
+			t.Error("a device that is not there answered")
+		}
+		return nil
+	})
 }
 
 // BenchmarkChain is the choice in prepare: a frame whose body lies in another chunk, as one packet of two descriptors or copied into one. By turns, on

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/shuntio/shunt/dataplane/frame"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,7 +80,24 @@ func (s *Socket) open() (err error) {
 		return fmt.Errorf("ask for the mode in force: %w", err)
 	}
 	s.zeroCopy = flags&unix.XDP_OPTIONS_ZEROCOPY != 0
+	if err := s.setPieces(); err != nil {
+		return err
+	}
 	return s.setBusyPoll()
+}
+
+// setPieces finds out how many descriptors a packet may have.
+func (s *Socket) setPieces() (err error) {
+	switch {
+	case !s.o.MultiBuffer:
+		s.pieces = 1
+	case !s.zeroCopy:
+		s.pieces = copyPieces
+	default:
+		s.pieces, err = zeroCopyPieces(&s.o.Device)
+		s.pieces = min(s.pieces, frame.MaxBody)
+	}
+	return err
 }
 
 // makeRings creates and maps the rings; the kernel maps none any more once the socket is bound.

@@ -78,7 +78,7 @@ func TestReceiversAgainstModel(t *testing.T) {
 		m, multi := x.m, rapid.Bool().Draw(rt, "multi-buffer")
 		for i := range 3 {
 			if i == 0 {
-				x.owner.s.o.MultiBuffer = multi
+				x.owner.s.o.MultiBuffer, x.owner.s.pieces = multi, copyPieces
 			} else {
 				x.more[i-1].in.s.o.MultiBuffer = multi
 			}

@@ -97,6 +97,7 @@ type Socket struct {
 	zeroCopy bool
 	busyPoll atomic.Bool // written by the worker, when that is settled
 	settled  bool
+	pieces   int      // descriptors that a packet to be sent may have
 	maps     [][]byte // the rings' mappings
 
 	// send and receive are the two system calls that wake the kernel, napi asks it whom receive wakes. Fields, so that a test can be the kernel.

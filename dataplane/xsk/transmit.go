@@ -98,9 +98,6 @@ func (p *Port) submit() {
 	p.staged, p.stagedPackets, p.stagedBytes = 0, 0, 0
 }
 
-// maxPieces is how many descriptors of a packet the kernel takes in copy mode: MAX_SKB_FRAGS, as it is unless configured, and the first.
-const maxPieces = 18
-
 // prepare makes the frame private, in one piece if it fits one: copying what fits is cheaper by far than a further descriptor, for which the kernel
 // takes a page (BenchmarkChain). It returns how many descriptors the frame takes; 0 if it can't be sent, and why.
 func (p *Port) prepare(f *frame.Frame, pool *frame.Pool) (n int, why dataplane.Reason) {
@@ -121,7 +118,7 @@ func (p *Port) prepare(f *frame.Frame, pool *frame.Pool) (n int, why dataplane.R
 	case !f.Own(pool):
 		return 0, DropNoChunk
 	}
-	if n = 1 + len(f.Body()); n > maxPieces {
+	if n = 1 + len(f.Body()); n > p.s.pieces {
 		return 0, DropPieces
 	}
 	return n, 0
