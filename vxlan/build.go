@@ -30,7 +30,7 @@ func (s *Switch) buildUplinks(next *snapshot) map[string]*uplink {
 	for name, r := range s.uplinks {
 		local := r.local()
 		u := &uplink{
-			slot: r.slot, ways: s.newWays(r.out), mac: local.MAC, port: r.config.Port,
+			slot: r.slot, ways: s.newWays(r.out, false), mac: local.MAC, port: r.config.Port,
 			is4: local.Address.Is4(), is6: local.Address.Is6(), trustChecksums: r.config.TrustChecksums, endpoints: endpoints{},
 		}
 		if local.Address.IsValid() {
@@ -136,7 +136,7 @@ func (s *Switch) buildPorts(next *snapshot, networks map[string]*network) {
 		r := s.ports[name]
 		nw := networks[r.config.Network]
 		p := &port{
-			slot: r.slot, serial: r.serial, ways: s.newWays(r.links), network: nw, mac: r.config.MAC,
+			slot: r.slot, serial: r.serial, ways: s.newWays(r.links, true), network: nw, mac: r.config.MAC,
 			antiSpoof: r.config.AntiSpoof, rings: r.rings, flows: r.flows, filter: r.filter, pace: r.pace,
 		}
 		p.allow(r.config.IPs)

@@ -64,11 +64,12 @@ func TestChangesUnderTraffic(t *testing.T) {
 				from += k << 16 // invents sources
 			}
 			for _, to := range []wire.MAC{wire.Broadcast, 0x5254_0000_0000 + k%8, 0x5254_0000_0000 + k<<16} {
-				s.frames = append(s.frames, ethernetFrame(to, from))
+				s.frames = append(s.frames, ethernetFrame(to, from), udpFrame(t, to, from, "10.0.0.1", "10.0.0.2", nil),
+					tcpFrame(t, to, from, "10.0.0.2", "10.0.0.1", uint16(k), 80, wire.TCPSyn, nil))
 			}
 		}
 		link := &dataplane.Link{Name: fmt.Sprintf("p%d", i), Port: s, Counters: s.Counters}
-		p := Port{Name: link.Name, Network: []string{"blue", "red"}[i/4%2], MAC: mac, AntiSpoof: i%2 == 0, LearnLimit: 8}
+		p := Port{Name: link.Name, Network: []string{"blue", "red"}[i/4%2], MAC: mac, AntiSpoof: i%2 == 0, LearnLimit: 8, FlowLimit: 16, ACL: policies[i%len(policies)]}
 		l.must(l.sw.AttachPort(p, []*dataplane.Link{link}))
 		w := l.workers[i%2]
 		w.Do(func() { w.Add(link) })
@@ -84,7 +85,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 		group.Go(func() {
 			for time.Now().Before(end) {
 				s, link, p := attach(i)
-				p.LearnLimit = 4
+				p.LearnLimit, p.ACL = 4, policies[(i+1)%len(policies)]
 				l.must(l.sw.SetPort(p))
 				p.Network = "red"
 				l.must(l.sw.SetPort(p))
@@ -106,6 +107,9 @@ func TestChangesUnderTraffic(t *testing.T) {
 			l.sw.FDB()
 			l.sw.VTEPs()
 			l.sw.sweep()
+			l.sw.Refresh()
+			_, _ = l.sw.ACLHits("p2")
+			l.sw.Cut()
 		}
 	})
 	group.Wait()

@@ -3,22 +3,28 @@
 // The way of a frame:
 //
 //	guest ──▶ guestPort.Forward                        (guest.go)
+//	            recall what was decided of its flow, or   (flow.go)
 //	            judge: source, MTU, tags                 (antispoof.go)
+//	            the rules of the port, outward           (filter.go, conns.go)
 //	            look up the destination's MAC            (table.go, learned.go)
-//	            ├─ a port here ────────────────────────▶ its link
-//	            ├─ a VTEP: write the outer headers in front of the head (tunnel.go) ─▶ the uplink's link
-//	            ├─ a group, or unknown: a clone each to ports here and to VTEPs (flood.go)
+//	            the rules of the port there, inward
+//	            ├─ a port here ────────────────────────▶ its link      ┐ what a link does not take:
+//	            ├─ a VTEP: the outer headers in front   (tunnel.go) ─▶ ├ checksums filled in, packets
+//	            │                                       the uplink's   ┘ cut (deliver.go)
+//	            ├─ a group, or unknown: a clone each to ports here and to VTEPs (flood.go), but for questions
+//	            │  that are answered here                (answer.go)
 //	            └─ else drop, with its reason            (reasons.go)
 //
 //	wire ───▶ uplinkPort.Forward                       (uplink.go)
 //	            outer Ethernet, IP, UDP, VXLAN ─▶ network, length of the inner frame (outer.go)
 //	            move the front of the frame past them, cut padding behind
-//	            learn: inner source MAC is behind the outer source
+//	            recall, or learn: inner source MAC is behind the outer source
 //	            look up ─▶ ports here, and never back to the wire (split horizon)
 //
 // What is configured is a snapshot (snapshot.go): immutable, behind one atomic pointer, built anew and swapped by the control
-// side (switch.go), picked up once for each vector of frames. What is learned belongs to the worker, which alone reads and
-// writes it; the control side touches it only through Worker.Do.
+// side (switch.go), picked up once for each vector of frames. What is learned, and what was decided of flows, belongs to one worker each (lane.go), which alone
+// reads and writes it and tells the others where addresses are (notes.go); the control side touches it only through Worker.Do. Flows that a
+// port's rules have allowed are the one thing that workers share (conns.go).
 //
 // Networks are apart by construction: each has tables of its own, and a lookup in one can only yield its own ports and
 // the VTEPs its VNI is sent to. What a guest writes into its frame, be it VLAN tags or VXLAN headers, never chooses the table.

@@ -97,8 +97,8 @@ func TestReplies(t *testing.T) {
 		g.want(g.in(g.udp(false, 53, 1000)), false, "answer too late")
 		g.want(g.out(ethernetFrame(mac2, mac1)), false, "a protocol without a rule")
 		g.dropped(g.a, DropACLOut, 2)
-		hits := g.sw.ports["a"].filter.rules.Hits()
-		if hits.Rules[0] != 6 || hits.Default != 10 {
+		hits, err := g.sw.ACLHits("a")
+		if err != nil || hits.Rules[0] != 6 || hits.Default != 10 {
 			t.Errorf("%+v", hits)
 		}
 	})

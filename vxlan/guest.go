@@ -62,7 +62,12 @@ func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source 
 	case v.to.isPort():
 		l.deliver(from, in, l.toPort(l.now.ports[v.to], f))
 	case v.to.isVTEP():
-		e := l.toVTEP(nw, l.now.vteps[v.to.vtep()], f)
+		t := l.now.vteps[v.to.vtep()]
+		if t == nil {
+			l.drop(from, in, DropNoNextHop) // it has just left
+			return
+		}
+		e := l.toVTEP(nw, t, f)
 		e.source = source
 		l.deliver(from, in, e)
 	case v.to == atUplink:
@@ -85,7 +90,7 @@ func (p *port) decide(l *lane, f *frame.Frame) verdict {
 	if !ok {
 		return drop(why)
 	}
-	var v verdict
+	v := verdict{keep: true}
 	if learned {
 		v.depends = bySource
 	}
@@ -109,7 +114,7 @@ func (p *port) decide(l *lane, f *frame.Frame) verdict {
 // route finds the place of a frame's destination, and asks the filter of the port there.
 func (nw *network) route(l *lane, f *frame.Frame, v *verdict) {
 	to, learned := nw.lookup(l, wire.Ethernet(f.Head()).Destination())
-	v.to, v.keep = to, to != nowhere && to != everywhere
+	v.to, v.keep = to, v.keep && to != nowhere && to != everywhere
 	if learned {
 		v.depends |= byDestination
 	}

@@ -79,20 +79,51 @@ func (s *Switch) grace() {
 
 // way is the links by which one worker sends to a port or an uplink.
 type way struct {
-	links []*dataplane.Link
+	links []*dataplane.Link // those it prefers
+	all   []*dataplane.Link
+	asks  bool // some may not be ready
 }
 
 // pick chooses the link for a frame. Those of one flow go by one link, so that they stay in order.
 func (y *way) pick(l *lane, f *frame.Frame) *dataplane.Link {
-	if len(y.links) == 1 {
-		return y.links[0]
+	if len(y.all) == 1 {
+		return y.all[0]
 	}
-	return y.links[uint64(l.hash(f))*uint64(len(y.links))>>32]
+	hash := l.hash(f)
+	if y.asks {
+		if link := pickReady(y.links, hash); link != nil {
+			return link
+		}
+		if link := pickReady(y.all, hash); link != nil {
+			return link
+		}
+	}
+	return y.links[uint64(hash)*uint64(len(y.links))>>32]
+}
+
+// pickReady chooses among the links that are ready; nil if none is.
+func pickReady(links []*dataplane.Link, hash uint32) *dataplane.Link {
+	ready := 0
+	for _, link := range links {
+		if link.Ready.Load() {
+			ready++
+		}
+	}
+	nth := int(uint64(hash) * uint64(ready) >> 32)
+	for _, link := range links {
+		if link.Ready.Load() {
+			if nth == 0 {
+				return link
+			}
+			nth--
+		}
+	}
+	return nil
 }
 
 // newWays chooses each worker's links: those it owns itself, since frames to others have to cross. If it owns none, all that somebody owns;
 // and if nobody owns any, all, which then drop what they get. A link that moves afterwards costs crossings until Refresh, nothing else.
-func (s *Switch) newWays(links []*dataplane.Link) []way {
+func (s *Switch) newWays(links []*dataplane.Link, asks bool) []way {
 	ways := make([]way, len(s.lanes))
 	var owned []*dataplane.Link
 	for _, link := range links {
@@ -107,6 +138,7 @@ func (s *Switch) newWays(links []*dataplane.Link) []way {
 		owned = links
 	}
 	for i := range ways {
+		ways[i].all, ways[i].asks = owned, asks
 		if len(ways[i].links) == 0 {
 			ways[i].links = owned
 		}

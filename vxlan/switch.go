@@ -190,7 +190,10 @@ func (s *Switch) SetNetwork(n Network) error {
 	if old != nil {
 		r.slot, r.learned, r.serial, r.flows = old.slot, old.learned, old.serial, old.flows
 	} else {
-		r.slot, r.flows = s.netSlots.take(), s.newFlows()
+		r.slot = s.netSlots.take()
+	}
+	if r.flows == nil && n.Uplink != "" {
+		r.flows = s.newFlows()
 	}
 	if old == nil || !old.teaches(&n) {
 		r.learned, r.serial = s.newLearned(&n), s.serial()

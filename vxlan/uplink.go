@@ -48,7 +48,7 @@ func (u *uplink) decide(l *lane, f *frame.Frame) (*network, verdict) {
 
 // judge is the part of decide that is the same for all frames of a flow.
 func (u *uplink) judge(l *lane, nw *network, source address, f *frame.Frame) (v verdict) {
-	l.isRead = false
+	l.isRead, v.keep = false, true
 	if why, ok := nw.admits(f); !ok {
 		return drop(why)
 	}

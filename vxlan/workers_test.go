@@ -181,9 +181,22 @@ func TestLinksOfSeveralWorkers(t *testing.T) {
 	if n := count(); n != first {
 		t.Errorf("the same flows went by %v and by %v", first, n)
 	}
+	links[1].Ready.Store(true) // the guest has started one queue pair
+	l.send(a0[0], flows(mac1)...)
+	l.send(a1[0], flows(mac4)...)
+	if n := count(); n != [4]int{1: 128} || crossed() != 64 {
+		t.Errorf("with one pair ready, by %v, %d crossed", n, crossed())
+	}
+	links[3].Ready.Store(true)
+	l.send(a1[0], flows(mac4)...)
+	if n := count(); n[1] < 16 || n[3] < 16 || n[1]+n[3] != 64 {
+		t.Errorf("with two pairs ready, by %v", n)
+	}
+	links[1].Ready.Store(false)
+	links[3].Ready.Store(false)
 	l.move(links[0], 1) // and the switch does not know
 	l.send(a0[0], flows(mac1)...)
-	if n := count(); n != [4]int{64} || crossed() != 64 {
+	if n := count(); n != [4]int{64} || crossed() != 128 {
 		t.Errorf("after the move by %v, %d crossed", n, crossed())
 	}
 	l.sw.Refresh()
@@ -274,6 +287,9 @@ func TestLargePackets(t *testing.T) {
 
 			feed(large(t, mac2, mac1, 20000, 1461)) // 1501 bytes
 			l.dropped(a, DropOverMTU, 1)
+			if packets, n := l.sw.Cut(); packets != 3 || n != 45 {
+				t.Errorf("%d packets were cut into %d segments", packets, n)
+			}
 			bad := large(t, mac2, mac1, 20000, 1400)
 			bad.Checksum.Start = 30
 			feed(bad)
