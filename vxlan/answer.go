@@ -13,13 +13,13 @@ import (
 
 // answer turns a guest's question for an address of the network, whose MAC is configured, into the answer, which is to go back by the link that the
 // question came from: an ARP request (RFC 826) or a neighbour solicitation (RFC 4861, 7.2.3), those that probe for duplicates
-// (RFC 5227, RFC 4862) among them. It is asked of frames to group addresses; questions to a station itself want to know whether it is there.
+// (RFC 5227, RFC 4862) among them. It is asked of frames to group addresses that the port may send; questions to a station itself want to know whether it is there.
 //
 // It reports false, and changes nothing, for everything else: other frames, tagged ones, addresses that are not known or are the asker's own,
 // announcements, malformed questions.
 func (nw *network) answer(f *frame.Frame) bool {
 	head := f.Head()
-	if len(head) < wire.EthernetLen || f.Len() != len(head) || f.GSO.Type != frame.GSONone || wire.Ethernet(head).Source().IsMulticast() {
+	if len(head) < wire.EthernetLen || f.Len() != len(head) {
 		return false
 	}
 	switch wire.Ethernet(head).EtherType() {
@@ -99,12 +99,12 @@ func (nw *network) answerND(f *frame.Frame) bool {
 // solicitation tells whether a neighbour solicitation is one that hosts must not discard (RFC 4861, 7.1.1).
 func solicitation(f *frame.Frame, target [16]byte) bool {
 	ip, ok := wire.ParseIPv6(f.Head()[wire.EthernetLen:])
-	if !ok || ip.HopLimit() != wire.NeighborHopLimit || len(ip.Payload()) != int(ip.PayloadLen()) || ip.PayloadLen() < wire.NeighborMinLen {
+	if !ok || ip.HopLimit() != wire.NeighborHopLimit || len(ip.Payload()) != int(ip.PayloadLen()) {
 		return false
 	}
 	m := wire.ICMPv6(ip.Payload())
 	source, destination := [16]byte(ip.Source()), [16]byte(ip.Destination())
-	link, ok := m.NeighborOptions(wire.OptionSourceLink)
+	link, ok := m.NeighborOptions(wire.OptionSourceLink) // not, if there is no whole solicitation
 	switch c := f.Checksum; {
 	case !ok || m.Code() != 0 || source[0] == 0xff:
 		return false

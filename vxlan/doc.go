@@ -11,6 +11,8 @@
 //	            ├─ a port here ────────────────────────▶ its link      ┐ what a link does not take:
 //	            ├─ a VTEP: the outer headers in front   (tunnel.go) ─▶ ├ checksums filled in, packets
 //	            │                                       the uplink's   ┘ cut (deliver.go)
+//	            ├─ a question for a configured address: the answer, back (answer.go)
+//	            ├─ too long: dropped, and the guest told (toobig.go)
 //	            ├─ a group, or unknown: a clone each to ports here and to VTEPs (flood.go), but for questions
 //	            │  that are answered here                (answer.go)
 //	            └─ else drop, with its reason            (reasons.go)
@@ -18,6 +20,7 @@
 //	wire ───▶ uplinkPort.Forward                       (uplink.go)
 //	            outer Ethernet, IP, UDP, VXLAN ─▶ network, length of the inner frame (outer.go)
 //	            move the front of the frame past them, cut padding behind
+//	            what routers said of congestion into the inner packet (ecn.go)
 //	            recall, or learn: inner source MAC is behind the outer source
 //	            look up ─▶ ports here, and never back to the wire (split horizon)
 //

@@ -76,13 +76,18 @@ func TestTooBig(t *testing.T) {
 		{"IPv6, by a gateway", longPacket(t, mac4, "fd00::1", "2001:db8::7", 1515, nil), 0, "fd00::4", 1500, 242},
 		{"UDP", longPacket(t, mac3, "10.0.0.1", "10.0.0.3", 1515, func(l []gopacket.SerializableLayer) { l[1].(*layers.IPv4).Protocol = 17 }), 0, "10.0.0.3", 1500, 242},
 		{"the first fragment", longPacket(t, mac3, "10.0.0.1", "10.0.0.3", 1515, func(l []gopacket.SerializableLayer) { l[1].(*layers.IPv4).Flags |= layers.IPv4MoreFragments }), 0, "10.0.0.3", 1500, 242},
+		{"quoted as far as 576 bytes go", longPacket(t, mac3, "10.0.0.1", "10.0.0.3", 1515, nil), 0, "10.0.0.3", 1500, 548},
+		{"quoted as far as 1280 bytes go", longPacket(t, mac4, "fd00::1", "fd00::4", 1515, nil), 0, "fd00::4", 1500, 1232},
 		{"ping", longPacket(t, mac3, "10.0.0.1", "10.0.0.3", 1515, func(l []gopacket.SerializableLayer) {
 			l[1].(*layers.IPv4).Protocol, l[2] = 1, &layers.ICMPv4{TypeCode: 8 << 8}
 		})[:1515], 0, "10.0.0.3", 1500, 242},
 	} {
 		for _, spoof := range []bool{false, true} {
 			l, up, a := roomy(t, spoof)
-			p := dataplanetest.Packet{Bytes: c.packet, Head: 256, Piece: 500}
+			p := dataplanetest.Packet{Bytes: c.packet, Head: c.quoted + wire.EthernetLen, Piece: 500}
+			if c.quoted > 242 {
+				p.Head = 0 // as much as there is
+			}
 			if c.gso != 0 {
 				p.GSO = frame.GSO{Type: frame.GSOTCP4, Size: c.gso}
 				p.Checksum = frame.Checksum{Needed: true, Start: 34, Offset: 16}
@@ -155,7 +160,7 @@ func TestNotTold(t *testing.T) {
 			l[2] = gopacket.Payload{}
 		}
 	}
-	plain := v4(nil)
+	plain, plain6 := v4(nil), longPacket(t, mac4, "fd00::1", "fd00::4", 1519, nil)
 	for name, b := range map[string][]byte{
 		"may be cut":           v4(func(l []gopacket.SerializableLayer) { l[1].(*layers.IPv4).Flags = 0 }),
 		"later fragment":       v4(func(l []gopacket.SerializableLayer) { l[1].(*layers.IPv4).FragOffset = 5 }),
@@ -171,6 +176,7 @@ func TestNotTold(t *testing.T) {
 		"from a group":         longPacket(t, mac3, "239.0.0.1", "10.0.0.3", 1515, nil),
 		"from itself":          longPacket(t, mac3, "127.0.0.1", "10.0.0.3", 1515, nil),
 		"tagged":               append(append(bytes.Clone(plain[:12]), 0x81, 0, 0, 1), plain[12:]...),
+		"IPv6, tagged":         append(append(bytes.Clone(plain6[:12]), 0x81, 0, 0, 1), plain6[12:]...),
 		"not configured":       longPacket(t, macX, "10.0.0.1", "10.0.0.7", 1515, nil),
 		"not of this version":  longPacket(t, mac3, "fd00::1", "fd00::7", 1515, nil),
 		"no IP":                ethernetFrame(mac3, mac1, make([]byte, 1501)...),
@@ -207,6 +213,23 @@ func TestNotTold(t *testing.T) {
 	l.dropped(up, DropOverMTU, 1)
 	l.got(up)
 	l.got(a)
+}
+
+func TestTellableEdges(t *testing.T) {
+	nw := fuzzKnown()
+	v4, v6 := longPacket(t, mac2, "10.0.0.1", "10.0.0.2", 400, nil), longPacket(t, mac2, "fd00::1", "fd00::2", 400, nil)
+	for _, c := range []struct {
+		head []byte
+		mtu  int
+		want bool
+	}{
+		{v4[:42], 68, true}, {v4[:41], 68, false}, {v4[:14], 68, false}, {v4[:13], 68, false},
+		{v6[:62], 1280, true}, {v6[:61], 1280, false}, {v6[:62], 1279, false}, {v6[:20], 1280, false},
+	} {
+		if got := nw.tellable(c.head, c.mtu); got != c.want {
+			t.Errorf("%d bytes, MTU %d: %v", len(c.head), c.mtu, got)
+		}
+	}
 }
 
 // Messages are few, for each port; all that is dropped is counted.
