@@ -66,7 +66,8 @@ func (w *Worker) sleep() {
 	for _, s := range w.sources {
 		limit = min(limit, s.Arm())
 	}
-	w.countFree() // arming an uplink takes back what was transmitted
+	w.pool.Exchange() // arming an uplink takes back what was transmitted
+	w.countFree()
 	shm.Fence()
 	if w.pending() {
 		w.awake()

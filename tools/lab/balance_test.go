@@ -304,7 +304,7 @@ func wireToGuest(port string) func(tally, uint64, uint64) []stage {
 			{"to the wire", sent, []uint64{c["far up0 tx"], c["far up0 tx_dropped"]}},
 			{"over the wire", c["far up0 tx"], []uint64{c["host up0 rx"]}},
 			{"to the XDP program", c["host up0 rx"], []uint64{c.sum("uplink up0 event xdp-")}},
-			{"to the uplink", c["uplink up0 event xdp-redirect"], []uint64{c["uplink up0 rx"]}},
+			{"to the uplink", c["uplink up0 event xdp-redirect"] + c["uplink up0 event xdp-redirect-station"], []uint64{c["uplink up0 rx"]}},
 			{"what the device says the socket did not take", c["host up0 rx_dropped"], []uint64{lost}},
 			{"from the uplink to the port", c["uplink up0 rx"], []uint64{c["port "+port+" tx"], c.sum("uplink up0 drop", "port "+port+" drop")}},
 			{"from the port to its guest", c["port "+port+" tx"], []uint64{received}},

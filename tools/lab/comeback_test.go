@@ -39,7 +39,7 @@ func TestInterfaceComesBack(t *testing.T) {
 	s.logs(t, `msg="uplink back in service" uplink=up0 interface=up0 xdp=native`)
 	s.goesOn(t)
 	again := counters(t, s.d, control.KindUplink, "up0")
-	if again.RxPackets <= gone.RxPackets || again.TxPackets <= gone.TxPackets || again.More["xdp-redirect"] <= gone.More["xdp-redirect"] {
+	if again.RxPackets <= gone.RxPackets || again.TxPackets <= gone.TxPackets || again.More["xdp-redirect-station"] <= gone.More["xdp-redirect-station"] {
 		t.Errorf("counters were %+v, are %+v", gone, again)
 	}
 

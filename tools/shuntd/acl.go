@@ -11,8 +11,10 @@ import (
 func (e *engine) ACLHits(name string) (*acl.Policy, acl.Hits, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.ports[name] == nil {
+	p := e.ports[name]
+	if p == nil {
 		return nil, acl.Hits{}, fmt.Errorf("port %s: %w", name, control.ErrNotFound)
 	}
-	return nil, acl.Hits{}, nil // as long as a policy is refused (unsupported.go)
+	hits, err := e.fabric.ACLHits(name)
+	return p.config.ACL, hits, err
 }

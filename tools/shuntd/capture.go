@@ -152,11 +152,8 @@ type shown struct {
 
 // Capture implements control.Engine.
 func (e *engine) Capture(o control.CaptureOptions) (control.Capture, error) {
-	return e.taps.capture(o, e.workerCount(), e.tunnelPorts())
+	return e.taps.capture(o, len(e.workers), e.tunnelPorts())
 }
-
-// workerCount is how many workers there are.
-func (e *engine) workerCount() int { return 1 }
 
 // tunnelPorts are the UDP ports that carry VXLAN on some uplink.
 func (e *engine) tunnelPorts() (ports []uint16) {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
-	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/vxlan"
 )
 
@@ -90,11 +89,9 @@ func (e *engine) reopen(u *uplink) error {
 func (e *engine) fit(u *uplink) {
 	if mtu := u.resolve.Local().MTU; mtu != u.device.MTU && u.program != nil {
 		u.device.MTU = mtu
-		e.worker.Do(func() {
-			for _, q := range u.queues {
-				q.port.SetMTU(mtu)
-			}
-		})
+		for _, q := range u.queues {
+			q.owner.Do(func() { q.port.SetMTU(mtu) })
+		}
 	}
 	for name, n := range e.networks {
 		if n.config.Uplink != u.config.Name {
@@ -119,7 +116,7 @@ func (e *engine) misfit(n *network) string {
 	if u == nil || err != nil {
 		return ""
 	}
-	local := (&steered{Underlay: u.resolve}).Local()
+	local := (&steered{Underlay: u.resolve, uplink: u}).Local()
 	if !n.flat() && !local.Address.IsValid() {
 		return "" // there is no tunnel whose headers had a length
 	}
@@ -134,8 +131,11 @@ func (e *engine) misfit(n *network) string {
 		room, u.config.Name, local.MTU, mtu)
 }
 
-// absent is the port of an uplink's link while there is no interface to send to. It receives nothing, and drops what it is to send.
-type absent struct{ counters *dataplane.Counters }
+// absent is the port of a link while there is no interface to send to. It receives nothing, and drops what it is to send.
+type absent struct {
+	counters *dataplane.Counters
+	why      dataplane.Reason
+}
 
 // Receive implements dataplane.Port.
 func (absent) Receive([]*frame.Frame, *frame.Pool) int { return 0 }
@@ -145,13 +145,12 @@ func (absent) Release() {}
 
 // Transmit implements dataplane.Port.
 func (a absent) Transmit(frames []*frame.Frame, _ *frame.Pool) {
-	n := 0
 	for _, f := range frames {
 		if f != nil {
-			n++
+			a.counters.Drop(a.why, 1)
+			a.why.Mark(f)
 		}
 	}
-	a.counters.Drop(xsk.DropDown, n)
 }
 
 // Flush implements dataplane.Port.

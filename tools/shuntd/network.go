@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/dataplane/packet"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/tools/control"
@@ -70,43 +71,24 @@ func (e *engine) steer(n *network) error {
 	}
 	u.steer.Lock()
 	defer u.steer.Unlock()
-	if !n.flat() {
-		return u.program.AddVNI(n.config.VNI, 0)
-	}
-	if err := e.setMulticast(u, true); err != nil {
+	if n.flat() {
+		if err := e.setMulticast(u, true); err != nil {
+			return err
+		}
+	} else if err := u.program.AddVNI(n.config.VNI, 0); err != nil {
 		return err
 	}
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
-			if err := u.addMAC(p.config.MAC); err != nil {
+			if err := u.addStation(n, p.config.MAC, p.workers()); err != nil {
 				return err
 			}
 		}
 	}
-	return u.program.SetFlat(true)
-}
-
-// addMAC makes frames to a flat network's guest ours: the NIC lets them in, the program gives them to us. With steer held.
-func (u *uplink) addMAC(mac config.MAC) error {
-	if u.multicast != nil {
-		if err := u.multicast.Port.(*packet.Port).Listen(mac); err != nil {
-			return err
-		}
+	if n.flat() {
+		return u.program.SetFlat(true)
 	}
-	err := u.program.AddMAC(mac, []int{0})
-	if err != nil {
-		err = errors.Join(err, u.removeMAC(mac))
-	}
-	return err
-}
-
-// removeMAC is the reverse of addMAC. With steer held.
-func (u *uplink) removeMAC(mac config.MAC) error {
-	err := u.program.RemoveMAC(mac)
-	if u.multicast != nil {
-		err = errors.Join(err, u.multicast.Port.(*packet.Port).Ignore(mac))
-	}
-	return err
+	return nil
 }
 
 // unsteer leaves a network's frames on the wire to the kernel again.
@@ -118,15 +100,80 @@ func (e *engine) unsteer(n *network) error {
 	u.steer.Lock()
 	defer u.steer.Unlock()
 	if !n.flat() {
-		return u.program.RemoveVNI(n.config.VNI)
+		return u.program.RemoveVNI(n.config.VNI) // with its stations
 	}
 	errs := []error{u.program.SetFlat(false), e.setMulticast(u, false)}
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
-			errs = append(errs, u.removeMAC(p.config.MAC))
+			errs = append(errs, u.removeStation(n, p.config.MAC))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// steerPort gives frames from the wire to a port's guest to the workers that own its pairs. A guest whose address is not known gets them by way of the
+// network's worker.
+func (e *engine) steerPort(n *network, p *port) error {
+	u := e.uplinks[n.config.Uplink]
+	if u == nil || u.program == nil {
+		return nil
+	}
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	return u.addStation(n, p.config.MAC, p.workers())
+}
+
+// unsteerPort is the reverse of steerPort, for a port as it was.
+func (e *engine) unsteerPort(n *network, mac config.MAC) error {
+	if n == nil {
+		return nil
+	}
+	u := e.uplinks[n.config.Uplink]
+	if u == nil || u.program == nil {
+		return nil
+	}
+	u.steer.Lock()
+	defer u.steer.Unlock()
+	return u.removeStation(n, mac)
+}
+
+// addStation makes frames of a network to a guest go to workers. In a flat network, that makes them ours: the NIC lets them in, the program gives them to us.
+// With steer held.
+func (u *uplink) addStation(n *network, mac config.MAC, workers []int) error {
+	if mac.IsZero() {
+		return nil
+	}
+	if len(workers) > bpf.MaxSpread {
+		workers = workers[:bpf.MaxSpread]
+	}
+	if !n.flat() {
+		return u.program.AddStation(n.config.VNI, mac, workers)
+	}
+	if u.multicast != nil {
+		if err := u.multicast.Port.(*packet.Port).Listen(mac); err != nil {
+			return err
+		}
+	}
+	err := u.program.AddMAC(mac, workers)
+	if err != nil {
+		err = errors.Join(err, u.removeStation(n, mac))
+	}
+	return err
+}
+
+// removeStation is the reverse of addStation. With steer held.
+func (u *uplink) removeStation(n *network, mac config.MAC) error {
+	if mac.IsZero() {
+		return nil
+	}
+	if !n.flat() {
+		return u.program.RemoveStation(n.config.VNI, mac)
+	}
+	err := u.program.RemoveMAC(mac)
+	if u.multicast != nil {
+		err = errors.Join(err, u.multicast.Port.(*packet.Port).Ignore(mac))
+	}
+	return err
 }
 
 // RemoveNetwork implements control.Engine.

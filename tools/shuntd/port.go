@@ -4,26 +4,41 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os/user"
-	"strconv"
-	"sync/atomic"
+	"slices"
+	"time"
 
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/vhostuser"
-	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/vxlan"
 )
 
-// port is a guest's network interface in service.
+// port is a guest's network interface in service: over vhost-user (guest.go), or the host end of a veth pair (veth.go).
 type port struct {
-	config  config.Port
-	link    *dataplane.Link
-	device  *vnet.Device
-	backend atomic.Pointer[vhostuser.Backend]
+	config config.Port
+	pairs  []*pair
+	device
+}
+
+// pair is a queue pair of a guest, or a queue of a veth, with the worker that owns it.
+type pair struct {
+	link   *dataplane.Link
+	worker *worker
+}
+
+// device is what is at the other side of a port's links.
+type device interface {
+	// start lets the guest in, after its links are attached to the switch.
+	start(p *port) error
+	// move gives a pair to another worker.
+	move(p *port, i int, to *worker) error
+	// stop sends the guest away and takes the links off their workers; only then is the rest given back.
+	stop(p *port) error
+	// status fills in what the device knows.
+	status(s *control.PortStatus)
+	// count adds counters of the device's own.
+	count(c *control.Counters)
 }
 
 // AddPort implements control.Engine.
@@ -34,51 +49,81 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 	if n == nil {
 		return fmt.Errorf("network %s: %w", c.Network, control.ErrNotFound)
 	}
-	if err := unsupported(c); err != nil {
-		return err
-	}
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
-	owner, err := account("owner", c.Owner, lookupUser)
+	p := &port{config: c}
+	if c.Interface != "" {
+		err = e.newVeth(p)
+	} else {
+		err = e.newGuest(p, n)
+	}
 	if err != nil {
 		return err
 	}
-	group, err := account("group", c.Group, lookupGroup)
-	if err != nil {
-		return err
-	}
-	p := &port{config: c, link: &dataplane.Link{Name: c.Name, Counters: &dataplane.Counters{}}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.closePort(p))
-		}
-	}()
-	p.device, err = vnet.New(vnet.Options{
-		Pairs:  []vnet.PairOptions{{Worker: e.worker, Link: p.link}},
-		Failed: func(why error) { go e.hangUp(p, why) },
-	})
-	if err != nil {
-		return err
-	}
-	if err = e.fabric.AttachPort(vxlanPort(c), []*dataplane.Link{p.link}); err != nil {
+	setLimits(p)
+	if err = e.fabric.AttachPort(vxlanPort(c), p.links()); err != nil {
 		return refused(err, vxlan.ErrConflict)
 	}
-	e.link(p.link, -1, 0)
-	e.taps.add(p.link, subject{kind: control.KindPort, name: c.Name, description: "port of network " + c.Network})
-	backend, err := vhostuser.Listen(vhostuser.Options{
-		Path: c.Socket, Mode: fs.FileMode(c.Mode), Owner: owner, Group: group, Log: e.log.With("port", c.Name),
-	}, p.device)
-	if err != nil {
-		return refused(err, vhostuser.ErrInUse)
+	for i, l := range p.links() {
+		e.taps.add(l, subject{kind: control.KindPort, name: c.Name, description: "port of network " + c.Network, queue: uint32(i)})
 	}
-	p.backend.Store(backend)
-	if err = e.steerMAC(n, c.MAC); err != nil {
-		return err
+	if err = p.start(p); err == nil {
+		err = e.steerPort(n, p)
+	}
+	if err != nil {
+		return errors.Join(err, e.closePort(p))
 	}
 	e.ports[c.Name] = p
-	e.log.Info("port in service", "port", c.Name, "network", c.Network, "socket", c.Socket)
+	e.log.Info("port in service", "port", c.Name, "network", c.Network, "socket", c.Socket, "interface", c.Interface, "workers", p.workers())
 	return nil
+}
+
+// newPairs makes a port's links and chooses their workers.
+func (e *engine) newPairs(p *port, n int) error {
+	places, err := e.place(n, p.config.Workers)
+	if err != nil {
+		return err
+	}
+	for i, w := range places {
+		l := &dataplane.Link{Name: p.config.Name, Counters: &dataplane.Counters{}}
+		if n > 1 {
+			l.Name = fmt.Sprintf("%s/%d", p.config.Name, i)
+		}
+		p.pairs = append(p.pairs, &pair{link: l, worker: w})
+	}
+	return nil
+}
+
+func (p *port) links() (links []*dataplane.Link) {
+	for _, pair := range p.pairs {
+		links = append(links, pair.link)
+	}
+	return links
+}
+
+// workers are the indices of those that own the port's pairs, each once.
+func (p *port) workers() (list []int) {
+	for _, pair := range p.pairs {
+		if i := pair.worker.Index(); !slices.Contains(list, i) {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// setLimits gives all pairs of a port the limit that they share.
+func setLimits(p *port) {
+	in := dataplane.NewLimit(limitOptions(p.config.Limits.FromGuest))
+	out := dataplane.NewLimit(limitOptions(p.config.Limits.ToGuest))
+	for _, pair := range p.pairs {
+		pair.link.Limits[dataplane.In].Store(in)
+		pair.link.Limits[dataplane.Out].Store(out)
+	}
+}
+
+func limitOptions(l config.Limit) dataplane.LimitOptions {
+	return dataplane.LimitOptions{PPS: l.PPS, BPS: l.BPS, Burst: time.Duration(l.Burst)}
 }
 
 // checkFlat refuses what cannot work: XDP finds a flat network's frames by their destination.
@@ -87,17 +132,6 @@ func checkFlat(n *network, c config.Port) error {
 		return errors.New("a port of a flat network needs its guest's mac, so that its frames are found on the uplink; add mac")
 	}
 	return nil
-}
-
-// steerMAC makes frames to a guest's address ours, if its network is a flat one on an uplink.
-func (e *engine) steerMAC(n *network, mac config.MAC) error {
-	u := e.uplinks[n.config.Uplink]
-	if u == nil || u.program == nil || !n.flat() {
-		return nil
-	}
-	u.steer.Lock()
-	defer u.steer.Unlock()
-	return u.addMAC(mac)
 }
 
 // UpdatePort implements control.Engine.
@@ -112,46 +146,65 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 	case n == nil:
 		return fmt.Errorf("network %s: %w", c.Network, control.ErrNotFound)
 	}
-	if err := unsupported(c); err != nil {
-		return err
-	}
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
-	was := p.config
-	moves := was.Network != c.Network || was.MAC != c.MAC
-	if moves {
-		if err := e.steerMAC(n, c.MAC); err != nil {
+	if len(c.Workers) > 0 {
+		if _, err := e.place(len(p.pairs), c.Workers); err != nil {
+			return err
+		}
+	}
+	was := *p
+	will := &port{config: c, pairs: p.pairs, device: p.device}
+	steered := was.config.Network != c.Network || was.config.MAC != c.MAC
+	if steered {
+		if err := e.steerPort(n, will); err != nil {
 			return err
 		}
 	}
 	if err := e.fabric.SetPort(vxlanPort(c)); err != nil {
 		err = refused(err, vxlan.ErrConflict)
-		if moves {
-			err = errors.Join(err, e.unsteerMAC(c))
+		if steered {
+			err = errors.Join(err, e.unsteerPort(n, c.MAC))
 		}
 		return err
 	}
 	p.config = c
-	if moves {
-		return e.unsteerMAC(was)
+	var errs []error
+	if steered {
+		errs = append(errs, e.unsteerPort(e.networks[was.config.Network], was.config.MAC))
 	}
-	return nil
+	if was.config.Limits != c.Limits {
+		setLimits(p)
+	}
+	if len(c.Workers) > 0 {
+		errs = append(errs, e.movePort(p, c.Workers))
+	}
+	return errors.Join(errs...)
 }
 
-// unsteerMAC is the reverse of steerMAC, for a port as it was.
-func (e *engine) unsteerMAC(was config.Port) error {
-	n := e.networks[was.Network]
-	if n == nil || !n.flat() {
+// movePort gives a port's pairs to the workers wished for. What is on its way to a pair meanwhile follows it.
+func (e *engine) movePort(p *port, wish []int) error {
+	places, err := e.place(len(p.pairs), wish)
+	if err != nil {
+		return err
+	}
+	moved := false
+	for i, pair := range p.pairs {
+		if pair.worker == places[i] {
+			continue
+		}
+		if err := p.move(p, i, places[i]); err != nil {
+			return err
+		}
+		pair.worker, moved = places[i], true
+	}
+	if !moved {
 		return nil
 	}
-	u := e.uplinks[n.config.Uplink]
-	if u == nil || u.program == nil {
-		return nil
-	}
-	u.steer.Lock()
-	defer u.steer.Unlock()
-	return u.removeMAC(was.MAC)
+	e.fabric.Refresh()
+	e.log.Info("port moved", "port", p.config.Name, "workers", p.workers())
+	return e.steerPort(e.networks[p.config.Network], p)
 }
 
 // RemovePort implements control.Engine.
@@ -163,62 +216,18 @@ func (e *engine) RemovePort(_ context.Context, name string) error {
 		return fmt.Errorf("port %s: %w", name, control.ErrNotFound)
 	}
 	delete(e.ports, name)
-	return errors.Join(e.unsteerMAC(p.config), e.closePort(p))
+	return errors.Join(e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.closePort(p))
 }
 
 // closePort takes back whatever of a port there is: the guest first, so that nothing new comes in.
 func (e *engine) closePort(p *port) error {
-	var errs []error
-	if b := p.backend.Load(); b != nil {
-		errs = append(errs, b.Close())
+	for _, l := range p.links() {
+		e.taps.remove(l)
 	}
-	if p.link.Forwarder != nil {
-		e.taps.remove(p.link)
-		errs = append(errs, e.fabric.DetachPort(p.config.Name))
-		e.unlink(p.link, -1)
-	}
-	return errors.Join(errs...)
-}
-
-// hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew.
-func (e *engine) hangUp(p *port, why error) {
-	e.log.Warn("port out of service until its front-end connects again", "port", p.config.Name, "reason", why)
-	if b := p.backend.Load(); b != nil {
-		b.Disconnect()
-	}
+	err := p.stop(p)
+	return errors.Join(err, e.fabric.DetachPort(p.config.Name))
 }
 
 func vxlanPort(c config.Port) vxlan.Port {
-	return vxlan.Port{Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof, LearnLimit: c.LearnLimit}
-}
-
-// account is the number of a user or group, which may be given by name; 0 if none is.
-func account(key string, name config.Account, lookup func(string) (string, error)) (int, error) {
-	if name == "" {
-		return 0, nil
-	}
-	if n, err := strconv.Atoi(string(name)); err == nil {
-		return n, nil
-	}
-	id, err := lookup(string(name))
-	if err != nil {
-		return 0, fmt.Errorf("%s: this host has no %s: create it, name another, or give a number", key, name)
-	}
-	return strconv.Atoi(id)
-}
-
-func lookupUser(name string) (string, error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return "", err
-	}
-	return u.Uid, nil
-}
-
-func lookupGroup(name string) (string, error) {
-	g, err := user.LookupGroup(name)
-	if err != nil {
-		return "", err
-	}
-	return g.Gid, nil
+	return vxlan.Port{Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof, LearnLimit: c.LearnLimit, ACL: c.ACL}
 }

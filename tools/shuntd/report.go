@@ -3,11 +3,12 @@ package main
 import (
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/tools/control"
@@ -19,11 +20,14 @@ import (
 func (e *engine) Status() control.EngineStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	w := e.worker.Stats()
-	s := control.EngineStatus{Workers: []control.WorkerStatus{{
-		CPU: e.cpu, Idle: e.idle, Busy: e.load.busy(), Rounds: w.Rounds.Load(), Sleeps: w.Sleeps.Load(), Packets: w.Work.Load(),
-		Frames: e.umem.Memory().Len(), FreeFrames: int(w.Free.Load()),
-	}}}
+	s := control.EngineStatus{HugePages: e.memory.Huge()}
+	for i, w := range e.workers {
+		stats := w.Stats()
+		s.Workers = append(s.Workers, control.WorkerStatus{
+			ID: i, CPU: w.cpu, Idle: e.idle, Busy: w.load.busy(), Rounds: stats.Rounds.Load(), Sleeps: stats.Sleeps.Load(), Packets: stats.Work.Load(),
+			Frames: w.frames, FreeFrames: int(stats.Free.Load()),
+		})
+	}
 	for _, u := range e.uplinks {
 		s.Uplinks = append(s.Uplinks, u.status())
 	}
@@ -47,9 +51,14 @@ func (u *uplink) status() control.UplinkStatus {
 		return s
 	}
 	s.XDP, s.Bind = u.program.Mode().String(), "copy"
-	if u.zeroCopy() {
+	if len(u.queues) == 0 || u.queues[0].socket == nil {
+		return s
+	}
+	now := u.queues[0].socket.InForce()
+	if now.ZeroCopy {
 		s.Bind = "zerocopy"
 	}
+	s.MultiBuffer, s.TransmitBudget, s.BusyPoll = now.MultiBuffer, now.Budget, now.BusyPoll
 	return s
 }
 
@@ -97,34 +106,14 @@ func (e *engine) networkStatus(name string, n *network) control.NetworkStatus {
 }
 
 func (p *port) status() control.PortStatus {
-	state := p.device.State()
 	s := control.PortStatus{
 		Name: p.config.Name, Network: p.config.Network, Socket: p.config.Socket, State: control.StateDisconnected, MAC: p.config.MAC,
 	}
-	switch {
-	case state.Failed != nil:
-		s.State, s.Reason = control.StateFailed, state.Failed.Error()
-	case state.Running:
-		s.State, s.Queues, s.Ring = control.StateConnected, 1, "split"
-		s.Features = featureNames(state.Features)
+	for _, pair := range p.pairs {
+		s.Workers = append(s.Workers, pair.worker.Index())
 	}
+	p.device.status(&s)
 	return s
-}
-
-// featureNames are the specification's (virtio 1.2, 5.1.3 and 6), less VIRTIO_ and VIRTIO_NET_.
-func featureNames(features uint64) (names []string) {
-	for _, f := range []struct {
-		bit  uint64
-		name string
-	}{
-		{vnet.FeatureCsum, "CSUM"}, {vnet.FeatureMTU, "MTU"}, {vnet.FeatureMrgRxbuf, "MRG_RXBUF"}, {vnet.FeatureIndirect, "INDIRECT_DESC"},
-		{vnet.FeatureEventIdx, "EVENT_IDX"}, {vnet.FeatureVersion1, "VERSION_1"},
-	} {
-		if features&f.bit != 0 {
-			names = append(names, f.name)
-		}
-	}
-	return names
 }
 
 // Stats implements control.Engine.
@@ -135,23 +124,65 @@ func (e *engine) Stats() control.Stats {
 	for _, r := range dataplane.Reasons() {
 		s.Reasons[r.String()] = r.Help()
 	}
-	w := e.worker.Stats()
-	s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: "0", Counters: control.Counters{
-		More: map[string]uint64{
-			"rounds": w.Rounds.Load(), "busy-rounds": w.Busy.Load(), "busy-ns": w.BusyNanos.Load(), "sleeps": w.Sleeps.Load(),
-			"timeouts": w.Timeouts.Load(), "late": w.Late.Load(), "faults": w.Faults.Load(), "packets": w.Work.Load(),
-		},
-	}})
+	for i, w := range e.workers {
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: strconv.Itoa(i), Counters: workerCounters(w.Stats())})
+	}
 	for name, u := range e.uplinks {
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: queues(u.links...)})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: queues(slices.Concat(u.links...))})
 	}
 	for name, p := range e.ports {
-		c := counters(p.link.Counters)
-		c.More = map[string]uint64{"calls": p.device.Calls()}
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: c, Queues: queues(p.link)})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: p.counters(), Queues: queues(p.links())})
 	}
 	return s
 }
+
+func workerCounters(w *dataplane.WorkerStats) control.Counters {
+	return control.Counters{More: map[string]uint64{
+		"rounds": w.Rounds.Load(), "busy-rounds": w.Busy.Load(), "busy-ns": w.BusyNanos.Load(), "sleeps": w.Sleeps.Load(),
+		"timeouts": w.Timeouts.Load(), "late": w.Late.Load(), "faults": w.Faults.Load(), "packets": w.Work.Load(),
+		"crossed": w.Crossed.Load(), "copied": w.Copied.Load(),
+	}}
+}
+
+// counters of a port are the sums of its queues', with what the device counts for all of them.
+func (p *port) counters() control.Counters {
+	sum := newCounters()
+	for _, pair := range p.pairs {
+		add(&sum, counters(pair.link.Counters))
+	}
+	p.device.count(&sum)
+	return sum
+}
+
+func newCounters() control.Counters {
+	return control.Counters{Drops: map[string]uint64{}, More: map[string]uint64{}}
+}
+
+// add adds what c counts.
+func add(to *control.Counters, c control.Counters) {
+	to.RxPackets += c.RxPackets
+	to.RxBytes += c.RxBytes
+	to.TxPackets += c.TxPackets
+	to.TxBytes += c.TxBytes
+	for why, n := range c.Drops {
+		to.Drops[why] += n
+	}
+	for name, n := range c.More {
+		to.More[name] += n
+	}
+}
+
+// lost counts packets that were dropped before a worker saw them. They have come in as well, though nobody knows their bytes.
+func lost(c *control.Counters, why dataplane.Reason, n uint64) {
+	if n > 0 {
+		c.RxPackets += n
+		c.Drops[why.String()] += n
+	}
+}
+
+// dropUnsegmented is for what the XDP program of a port drops by itself.
+var dropUnsegmented = dataplane.NewReason("port-unsegmented",
+	"the other end of the port's interface sent a packet that is longer than its MTU allows, for the device to cut; turn that off there: ethtool -K DEV tso off gso off")
 
 // dropNoSocket is for what the XDP program drops by itself.
 var dropNoSocket = dataplane.NewReason("uplink-no-socket",
@@ -160,48 +191,23 @@ var dropNoSocket = dataplane.NewReason("uplink-no-socket",
 // counters of an uplink are the sums of its queues', with what the XDP program and the kernel count for it.
 func (u *uplink) counters() control.Counters {
 	sum := u.hardware()
-	add := func(count *dataplane.Counters) {
-		c := counters(count)
-		sum.RxPackets += c.RxPackets
-		sum.RxBytes += c.RxBytes
-		sum.TxPackets += c.TxPackets
-		sum.TxBytes += c.TxBytes
-		for why, n := range c.Drops {
-			sum.Drops[why] += n
+	for _, links := range u.links {
+		for _, l := range links {
+			add(&sum, counters(l.Counters))
 		}
 	}
-	for _, l := range u.links {
-		add(l.Counters)
-	}
-	add(u.heard)
+	add(&sum, counters(u.heard))
 	return sum
 }
 
-// hardware is what programs and sockets count and have counted. Packets that they drop have come in as well: they count as
-// received, though nobody knows their bytes.
+// hardware is what programs and sockets count and have counted.
 func (u *uplink) hardware() control.Counters {
-	sum := control.Counters{RxPackets: u.past.RxPackets, Drops: map[string]uint64{}, More: map[string]uint64{}}
+	sum := newCounters()
+	sum.RxPackets = u.past.RxPackets
 	maps.Copy(sum.Drops, u.past.Drops)
 	maps.Copy(sum.More, u.past.More)
-	lost := func(why dataplane.Reason, n uint64) {
-		if n > 0 {
-			sum.RxPackets += n
-			sum.Drops[why.String()] += n
-		}
-	}
 	for _, q := range u.queues {
-		stats := q.port.Stats()
-		sum.More["kicks"] += stats.Kicks.Load()
-		sum.More["rx-kicks"] += stats.RxKicks.Load()
-		sum.More["kept"] += stats.Kept.Load()
-		sum.More["unknown-frames"] += stats.Unknown.Load()
-		if k, err := q.socket.Statistics(); err == nil {
-			lost(xsk.DropNoFrame, k.RxDropped)
-			lost(xsk.DropReceiveFull, k.RxRingFull)
-			sum.More["fill-ring-empty"] += k.FillRingEmpty
-			sum.More["rx-invalid"] += k.RxInvalid
-			sum.More["tx-invalid"] += k.TxInvalid
-		}
+		q.count(&sum)
 	}
 	if u.program == nil {
 		return sum
@@ -210,15 +216,41 @@ func (u *uplink) hardware() control.Counters {
 		for _, v := range verdicts {
 			sum.More["xdp-"+v.Verdict] += v.Packets
 			if v.Verdict == "drop-no-socket" {
-				lost(dropNoSocket, v.Packets)
+				lost(&sum, dropNoSocket, v.Packets)
 			}
 		}
 	}
 	return sum
 }
 
+// count adds what a queue's sockets count.
+func (q *uplinkQueue) count(sum *control.Counters) {
+	if q.port == nil {
+		return // just being opened
+	}
+	stats := q.port.Stats()
+	for name, n := range map[string]*atomic.Uint64{
+		"kicks": &stats.Kicks, "rx-kicks": &stats.RxKicks, "kept": &stats.Kept, "unknown-frames": &stats.Unknown, "chained": &stats.Chained, "polls": &stats.Polls,
+	} {
+		sum.More[name] += n.Load()
+	}
+	sockets := []*xsk.Socket{q.socket}
+	for _, r := range q.receivers {
+		sockets = append(sockets, r.socket)
+	}
+	for _, s := range sockets {
+		if k, err := s.Statistics(); err == nil {
+			lost(sum, xsk.DropNoFrame, k.RxDropped)
+			lost(sum, xsk.DropReceiveFull, k.RxRingFull)
+			sum.More["fill-ring-empty"] += k.FillRingEmpty
+			sum.More["rx-invalid"] += k.RxInvalid
+			sum.More["tx-invalid"] += k.TxInvalid
+		}
+	}
+}
+
 // queues are the counters of an object's links.
-func queues(links ...*dataplane.Link) (list []control.QueueStats) {
+func queues(links []*dataplane.Link) (list []control.QueueStats) {
 	for i, l := range links {
 		q := control.QueueStats{Queue: i, Worker: -1, Counters: counters(l.Counters)}
 		if owner := l.Owner(); owner != nil {

@@ -17,10 +17,10 @@ type steered struct {
 	uplink *uplink
 }
 
-// Local implements vxlan.Resolver. A packet has to fit one chunk, whatever more the interface could carry.
+// Local implements vxlan.Resolver. A packet may have to fit one chunk, whatever more the interface could carry.
 func (s *steered) Local() vxlan.Local {
 	l := s.Underlay.Local()
-	l.MTU = min(l.MTU, maxMTU)
+	l.MTU = min(l.MTU, s.uplink.maxMTU())
 	return l
 }
 

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/shuntio/shunt/dataplane/vhostuser"
+	"github.com/shuntio/shunt/dataplane/vnet"
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/config"
+	"golang.org/x/sys/unix"
+)
+
+// guest is a virtio-net device behind a vhost-user connection.
+type guest struct {
+	engine  *engine
+	net     *vnet.Device
+	options vhostuser.Options
+	state   string // file with the places of rings, for a successor if we are killed
+	backend atomic.Pointer[vhostuser.Backend]
+}
+
+// newGuest makes the device of a port.
+func (e *engine) newGuest(p *port, n *network) error {
+	c := p.config
+	owner, err := account("owner", c.Owner, lookupUser)
+	if err != nil {
+		return err
+	}
+	group, err := account("group", c.Group, lookupGroup)
+	if err != nil {
+		return err
+	}
+	if err := e.newPairs(p, c.Queues); err != nil {
+		return err
+	}
+	g := &guest{engine: e, options: vhostuser.Options{
+		Path: c.Socket, Mode: fs.FileMode(c.Mode), Owner: owner, Group: group, Log: e.log.With("port", c.Name),
+	}}
+	mtu, err := e.fabric.MTU(c.Network)
+	if err != nil {
+		return err
+	}
+	if g.state, err = stateFile(c.Socket); err != nil {
+		e.log.Warn("packed rings of the port's guest do not survive a killed shuntd", "port", c.Name, "reason", err)
+	}
+	o := vnet.Options{
+		Grace: e.grace, Failed: func(why error) { go g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: g.state,
+	}
+	for _, pair := range p.pairs {
+		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
+	}
+	if g.net, err = vnet.New(o); err != nil {
+		return err
+	}
+	p.device = g
+	return nil
+}
+
+// statePaths are where the files may be that tell a successor where the rings stood when we were killed, one for each socket: on a file system in
+// memory, so that a page of them never waits for a disk.
+var statePaths = []string{"/run/shunt/rings", "/dev/shm/shunt/rings"}
+
+// stateFile names a socket's file.
+func stateFile(socket string) (string, error) {
+	socket, err := filepath.Abs(socket)
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range statePaths {
+		var on unix.Statfs_t
+		if err := unix.Statfs(filepath.Dir(filepath.Dir(dir)), &on); err != nil || on.Type != unix.TMPFS_MAGIC {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", err
+		}
+		return filepath.Join(dir, url.PathEscape(socket)), nil
+	}
+	return "", fmt.Errorf("neither %s is on a file system in memory: mount a tmpfs on /run", strings.Join(statePaths, " nor "))
+}
+
+// start implements device.
+func (g *guest) start(p *port) error {
+	for _, pair := range p.pairs {
+		pair.worker.link(pair.link)
+	}
+	serve := vhostuser.Listen
+	if p.config.Role == config.RoleClient {
+		serve = vhostuser.Connect
+		g.options.Mode, g.options.Owner, g.options.Group = 0, 0, 0 // the socket is the front-end's
+	}
+	backend, err := serve(g.options, g.net)
+	if err != nil {
+		return refused(err, vhostuser.ErrInUse)
+	}
+	g.backend.Store(backend)
+	return nil
+}
+
+// move implements device.
+func (g *guest) move(_ *port, i int, to *worker) error {
+	g.net.Move(i, to.Worker) // and its link
+	return nil
+}
+
+// stop implements device.
+func (g *guest) stop(p *port) error {
+	var err error
+	if b := g.backend.Load(); b != nil {
+		err = b.Close()
+	}
+	for _, pair := range p.pairs {
+		pair.worker.unlink(pair.link)
+	}
+	err = errors.Join(err, g.net.Close())
+	if g.state != "" { // the front-end has been told where its rings stand
+		if gone := os.Remove(g.state); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
+}
+
+// hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew.
+func (g *guest) hangUp(name string, why error) {
+	g.engine.log.Warn("port out of service until its front-end connects again", "port", name, "reason", why)
+	if b := g.backend.Load(); b != nil {
+		b.Fail(why)
+		b.Disconnect()
+	}
+}
+
+// status implements device.
+func (g *guest) status(s *control.PortStatus) {
+	state := g.net.State()
+	switch {
+	case state.Failed != nil:
+		s.State, s.Reason = control.StateFailed, state.Failed.Error()
+	case state.Running:
+		s.State, s.Queues, s.Ring = control.StateConnected, state.Pairs, "split"
+		if state.Features&vnet.FeaturePacked != 0 {
+			s.Ring = "packed"
+		}
+		s.Features = featureNames(state.Features)
+	}
+}
+
+// count implements device.
+func (g *guest) count(c *control.Counters) { c.More["calls"] = g.net.Calls() }
+
+// featureNames are the specification's (virtio 1.2, 5.1.3 and 6), less VIRTIO_ and VIRTIO_NET_.
+func featureNames(features uint64) (names []string) {
+	for _, f := range []struct {
+		bit  uint64
+		name string
+	}{
+		{vnet.FeatureCsum, "CSUM"}, {vnet.FeatureGuestCsum, "GUEST_CSUM"}, {vnet.FeatureMTU, "MTU"},
+		{vnet.FeatureGuestTSO4, "GUEST_TSO4"}, {vnet.FeatureGuestTSO6, "GUEST_TSO6"}, {vnet.FeatureGuestECN, "GUEST_ECN"},
+		{vnet.FeatureHostTSO4, "HOST_TSO4"}, {vnet.FeatureHostTSO6, "HOST_TSO6"}, {vnet.FeatureHostECN, "HOST_ECN"},
+		{vnet.FeatureMrgRxbuf, "MRG_RXBUF"}, {vnet.FeatureGuestAnnounce, "GUEST_ANNOUNCE"}, {vnet.FeatureMQ, "MQ"},
+		{vnet.FeatureIndirect, "INDIRECT_DESC"}, {vnet.FeatureEventIdx, "EVENT_IDX"}, {vnet.FeatureVersion1, "VERSION_1"},
+		{vnet.FeaturePacked, "RING_PACKED"}, {vnet.FeatureInOrder, "IN_ORDER"},
+	} {
+		if features&f.bit != 0 {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+// account is the number of a user or group, which may be given by name; 0 if none is.
+func account(key string, name config.Account, lookup func(string) (string, error)) (int, error) {
+	if name == "" {
+		return 0, nil
+	}
+	if n, err := strconv.Atoi(string(name)); err == nil {
+		return n, nil
+	}
+	id, err := lookup(string(name))
+	if err != nil {
+		return 0, fmt.Errorf("%s: this host has no %s: create it, name another, or give a number", key, name)
+	}
+	return strconv.Atoi(id)
+}
+
+func lookupUser(name string) (string, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "", err
+	}
+	return u.Uid, nil
+}
+
+func lookupGroup(name string) (string, error) {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return "", err
+	}
+	return g.Gid, nil
+}

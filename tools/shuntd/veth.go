@@ -1,0 +1,265 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/shuntio/shunt/bpf"
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/xsk"
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// veth is the host end of a veth pair, whose other end a container or this host has: all that comes from there is taken by AF_XDP, one socket for
+// each queue. The container may go, and its interface with it; the port stays, and serves the next interface of the name.
+type veth struct {
+	engine *engine
+	name   string // of the interface
+
+	mu      sync.Mutex // what follows, for who only reports; changed with engine.mu held
+	index   int        // of the interface; 0: none is open
+	program *bpf.PortProgram
+	queues  []*vethQueue
+	failed  error // why it could not be opened
+	past    control.Counters
+}
+
+type vethQueue struct {
+	socket *xsk.Socket
+	port   *xsk.Port
+}
+
+// dropNoInterface is for what is sent to a port while its interface is away.
+var dropNoInterface = dataplane.NewReason("port-no-interface", "the port's interface is gone, or cannot be taken into service")
+
+// newVeth makes the device of a port.
+func (e *engine) newVeth(p *port) error {
+	p.device = &veth{engine: e, name: p.config.Interface, past: newCounters()}
+	return e.newPairs(p, p.config.Queues)
+}
+
+// start implements device. An interface that is not there yet is an error at first, and waited for later on.
+func (v *veth) start(p *port) error {
+	for _, pair := range p.pairs {
+		pair.link.Port = absent{pair.link.Counters, dropNoInterface}
+		pair.worker.link(pair.link)
+	}
+	return v.open(p)
+}
+
+// open takes the interface, or leaves nothing open.
+func (v *veth) open(p *port) (err error) {
+	e := v.engine
+	device, err := xsk.LookupDevice(v.name)
+	if err != nil {
+		return err
+	}
+	if n := len(p.pairs); n > device.Queues {
+		return fmt.Errorf("queues: interface %s has %d, %d are asked for: ask for no more, or make it with numrxqueues and numtxqueues",
+			v.name, device.Queues, n)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, v.shut(p))
+		}
+	}()
+	program, err := bpf.AttachPort(bpf.Options{Interface: v.name, Queues: len(p.pairs)})
+	if err != nil {
+		return refused(err, bpf.ErrBusy)
+	}
+	v.mu.Lock()
+	v.program, v.index = program, device.Index
+	v.mu.Unlock()
+	for i, pair := range p.pairs {
+		q := &vethQueue{}
+		if q.socket, err = e.umem.Open(xsk.SocketOptions{Device: device, Queue: i}); err != nil {
+			return refused(err, xsk.ErrBusy)
+		}
+		v.mu.Lock()
+		v.queues = append(v.queues, q)
+		v.mu.Unlock()
+		pair.worker.Do(func() {
+			fill := min(vethFill, pair.worker.Pool().Len()/2)
+			q.port, err = xsk.NewPort(xsk.PortOptions{
+				Socket: q.socket, Pool: pair.worker.Pool(), Counters: pair.link.Counters, Fill: fill, CompletePartial: true,
+			})
+		})
+		if err != nil {
+			return err
+		}
+		pair.worker.plug(pair.link, q.port, q.socket.FD())
+		if err = program.AddSocket(i, q.socket.FD()); err != nil {
+			return err
+		}
+	}
+	e.fabric.Refresh()
+	return nil
+}
+
+// vethFill is how many frames lie ready for what a container sends: two of the bursts that a veth moves at once.
+const vethFill = 512
+
+// shut gives the interface back.
+func (v *veth) shut(p *port) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.addPast()
+	var errs []error
+	for i, q := range v.queues {
+		pair := p.pairs[i]
+		if q.socket == nil {
+			continue
+		}
+		pair.worker.unplug(pair.link, q.socket.FD(), dropNoInterface)
+		errs = append(errs, q.socket.Close())
+		if q.port != nil {
+			pair.worker.Do(func() { q.port.Reclaim(pair.worker.Pool()) })
+		}
+	}
+	v.queues, v.index = nil, 0
+	if v.program != nil {
+		errs = append(errs, v.program.Close())
+		v.program = nil
+	}
+	return errors.Join(errs...)
+}
+
+// move implements device.
+func (v *veth) move(p *port, i int, to *worker) error {
+	pair := p.pairs[i]
+	from := pair.worker
+	pair.link.Move(to.Worker, func() {
+		if i >= len(v.queues) {
+			return // there is no interface now
+		}
+		q := v.queues[i]
+		from.Unwatch(q.socket.FD())
+		to.Watch(q.socket.FD(), unix.POLLIN, false)
+		q.port.SetPool(to.Pool())
+	})
+	return nil
+}
+
+// stop implements device.
+func (v *veth) stop(p *port) error {
+	err := v.shut(p)
+	for _, pair := range p.pairs {
+		pair.worker.unlink(pair.link)
+	}
+	return err
+}
+
+// look sees to what became of the interface.
+func (v *veth) look(p *port) {
+	index := 0
+	if link, err := netlink.LinkByName(v.name); err == nil {
+		index = link.Attrs().Index
+	}
+	if index == v.index && index != 0 {
+		return
+	}
+	log := v.engine.log.With("port", p.config.Name, "interface", v.name)
+	if v.index != 0 {
+		log.Warn("port out of service until its interface is back")
+		if err := v.shut(p); err != nil {
+			log.Warn("closing what was open on an interface that went away", "error", err)
+		}
+	}
+	if index == 0 {
+		v.setFailed(nil)
+		return
+	}
+	err := v.open(p)
+	if err == nil {
+		log.Info("port back in service")
+	} else if v.failed == nil || v.failed.Error() != err.Error() {
+		log.Error("cannot take the interface back into service", "error", err)
+	}
+	v.setFailed(err)
+}
+
+func (v *veth) setFailed(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.failed = err
+}
+
+// status implements device.
+func (v *veth) status(s *control.PortStatus) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s.Interface = v.name
+	switch {
+	case v.failed != nil:
+		s.State, s.Reason = control.StateFailed, v.failed.Error()
+	case v.index == 0:
+		s.State, s.Reason = control.StateDown, "the interface is gone; when it is back it is taken into service again"
+	default:
+		s.State, s.Queues, s.Ring = control.StateConnected, len(v.queues), "af_xdp"
+	}
+}
+
+// count implements device.
+func (v *veth) count(c *control.Counters) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	add(c, v.past)
+	add(c, v.hardware())
+}
+
+// addPast keeps what programs and sockets count that are about to be closed. With mu held.
+func (v *veth) addPast() {
+	add(&v.past, v.hardware())
+}
+
+// hardware is what program and sockets count. With mu held.
+func (v *veth) hardware() control.Counters {
+	c := newCounters()
+	for _, q := range v.queues {
+		if k, err := q.socket.Statistics(); err == nil {
+			lost(&c, xsk.DropNoFrame, k.RxDropped)
+			lost(&c, xsk.DropReceiveFull, k.RxRingFull)
+		}
+	}
+	if v.program != nil {
+		verdicts, _ := v.program.Counters()
+		for _, verdict := range verdicts {
+			c.More["xdp-"+verdict.Verdict] += verdict.Packets
+			switch verdict.Verdict {
+			case "drop-no-socket":
+				lost(&c, dropNoSocket, verdict.Packets)
+			case "drop-too-long":
+				lost(&c, dropUnsegmented, verdict.Packets)
+			}
+		}
+	}
+	return c
+}
+
+// watchVeths looks after the interfaces of ports whenever the kernel has news of any, until stop is closed.
+func (e *engine) watchVeths(stop <-chan struct{}) error {
+	news := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribe(news, stop); err != nil {
+		return fmt.Errorf("follow the host's interfaces: %w", err)
+	}
+	go func() {
+		for n := range news {
+			e.lookAt(n.Link.Attrs().Name)
+		}
+	}()
+	return nil
+}
+
+// lookAt sees to the port on an interface, if there is one.
+func (e *engine) lookAt(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.ports {
+		if v, ok := p.device.(*veth); ok && v.name == name {
+			v.look(p)
+		}
+	}
+}
