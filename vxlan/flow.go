@@ -215,17 +215,44 @@ func (c *flows) find(l *lane, generation uint32, f *frame.Frame) *flow {
 	return nil
 }
 
-// recall returns what was decided of a frame's flow in this tick; false if that is to be decided. p is nil for frames from the wire.
-func (l *lane) recall(c *flows, nw *network, p *port, f *frame.Frame) (v verdict, ok bool) {
+// recall returns what was decided of a frame's flow in this tick; nil if that is to be decided. p is nil for frames from the wire.
+func (l *lane) recall(c *flows, nw *network, p *port, f *frame.Frame) *flow {
 	if l.uncached || !l.key.read(f.Head()) || f.Len() > nw.maxFrame || f.GSO.Type != frame.GSONone {
-		return v, false
+		return nil
 	}
 	e := c.find(l, nw.generation, f)
 	if e == nil || e.depends != 0 && !l.stands(e, nw, p) {
-		return v, false
+		return nil
 	}
 	l.recalled++
-	return verdict{to: e.to, why: e.why, depends: e.depends}, true
+	return e
+}
+
+// sendKnown is send for a frame whose flow is known. The usual one lacks nothing, and goes to a port or into a tunnel over IPv4.
+func (l *lane) sendKnown(from *dataplane.Link, in **frame.Frame, nw *network, source *port, e *flow) {
+	f := *in
+	if !f.Checksum.Needed && e.depends&byDenial == 0 {
+		if e.to.isPort() {
+			*in = nil
+			l.worker.Send(l.now.ports[e.to].ways[l.number].pick(l, f), f)
+			return
+		}
+		if t := l.tunnel(e.to); t != nil && t.ready && !t.is6 && f.Len() <= t.maxFrame && f.Front() >= overhead4 {
+			*in = nil
+			t.encapsulate(f, nw.vni, nw.tosMask, 0)
+			l.worker.Send(nw.uplink.ways[l.number].pick(l, f), f)
+			return
+		}
+	}
+	l.send(from, in, nw, source, verdict{to: e.to, why: e.why, depends: e.depends})
+}
+
+// tunnel is that to a VTEP; nil if the place is none, or has left.
+func (l *lane) tunnel(to place) *tunnel {
+	if !to.isVTEP() {
+		return nil
+	}
+	return l.now.vteps[to.vtep()]
 }
 
 // stands tells whether a verdict that depends on more than the configuration still holds, and counts the rules that made it.

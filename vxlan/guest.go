@@ -30,11 +30,13 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 	nw, flows := p.network, p.flows[l.number]
 	l.key.source, l.key.wide = address{}, false
 	for i, f := range frames {
-		v, known := l.recall(flows, nw, p, f)
-		if !known {
-			v = p.decide(l, f)
-			l.keep(flows, nw, p, f, v)
+		known := l.recall(flows, nw, p, f)
+		if known != nil {
+			l.sendKnown(from, &frames[i], nw, p, known)
+			continue
 		}
+		v := p.decide(l, f)
+		l.keep(flows, nw, p, f, v)
 		l.send(from, &frames[i], nw, p, v)
 	}
 	l.end()

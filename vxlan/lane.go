@@ -89,7 +89,11 @@ func (y *way) pick(l *lane, f *frame.Frame) *dataplane.Link {
 	if len(y.all) == 1 {
 		return y.all[0]
 	}
-	hash := l.hash(f)
+	return y.choose(l.hash(f))
+}
+
+// choose is pick where there is a choice.
+func (y *way) choose(hash uint32) *dataplane.Link {
 	if y.asks {
 		if link := pickReady(y.links, hash); link != nil {
 			return link

@@ -21,33 +21,26 @@ func (u *uplinkPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames [
 		return
 	}
 	for i, f := range frames {
-		nw, v := up.decide(l, f)
+		nw, why, ok := up.unpack(l, f)
+		if !ok {
+			l.drop(from, &frames[i], why)
+			continue
+		}
+		flows := nw.flows[l.number]
+		known := l.recall(flows, nw, nil, f)
+		if known != nil {
+			l.sendKnown(from, &frames[i], nw, nil, known)
+			continue
+		}
+		v := up.decide(l, nw, f)
+		l.keep(flows, nw, nil, f, v)
 		l.send(from, &frames[i], nw, nil, v)
 	}
 	l.end()
 }
 
-// decide finds the network of a frame from the wire, unpacks and judges it, learns its source, and looks up its destination.
-func (u *uplink) decide(l *lane, f *frame.Frame) (*network, verdict) {
-	if f.HeadLen() < wire.EthernetLen {
-		return nil, drop(DropMalformed)
-	}
-	nw, source, why, ok := u.unpack(f)
-	if !ok {
-		return nil, drop(why)
-	}
-	l.key.source, l.key.wide = source, u.is6
-	flows := nw.flows[l.number]
-	v, known := l.recall(flows, nw, nil, f)
-	if !known {
-		v = u.judge(l, nw, source, f)
-		l.keep(flows, nw, nil, f, v)
-	}
-	return nw, v
-}
-
-// judge is the part of decide that is the same for all frames of a flow.
-func (u *uplink) judge(l *lane, nw *network, source address, f *frame.Frame) (v verdict) {
+// decide judges a network's frame from the wire, learns its source, and looks up its destination.
+func (u *uplink) decide(l *lane, nw *network, f *frame.Frame) (v verdict) {
 	l.isRead, v.keep = false, true
 	if why, ok := nw.admits(f); !ok {
 		return drop(why)
@@ -55,7 +48,7 @@ func (u *uplink) judge(l *lane, nw *network, source address, f *frame.Frame) (v 
 	met := true
 	if nw.learning && !nw.flat {
 		var learned bool
-		if learned, met = nw.learnRemote(l, u, wire.Ethernet(f.Head()).Source(), source); learned {
+		if learned, met = nw.learnRemote(l, u, wire.Ethernet(f.Head()).Source(), l.key.source); learned {
 			v.depends = bySource
 		}
 	}
@@ -67,29 +60,36 @@ func (u *uplink) judge(l *lane, nw *network, source address, f *frame.Frame) (v 
 	return v
 }
 
-// unpack finds the network of a frame from the wire, and moves the frame's front past what is in front of the network's own frame. source is the
-// tunnel endpoint that sent it.
-func (u *uplink) unpack(f *frame.Frame) (nw *network, source address, why dataplane.Reason, ok bool) {
+// unpack finds the network of a frame from the wire, and moves the frame's front past what is in front of the network's own frame. The tunnel endpoint
+// that sent it becomes the source of the key.
+func (u *uplink) unpack(l *lane, f *frame.Frame) (nw *network, why dataplane.Reason, ok bool) {
+	l.key.source, l.key.wide = address{}, u.is6
+	if f.HeadLen() < wire.EthernetLen {
+		return nil, DropMalformed, false
+	}
 	if wire.Ethernet(f.Head()).Destination() != u.mac {
-		return u.flat, source, DropNotOurs, u.flat != nil
+		return u.flat, DropNotOurs, u.flat != nil
 	}
 	// Only a vhost-user peer leaves a checksum open, and nobody cuts packets inside a tunnel.
 	if f.GSO.Type != frame.GSONone {
-		return nil, source, DropOuterIP, false
+		return nil, DropOuterIP, false
 	}
 	if f.Checksum.Needed && !complete(f) {
-		return nil, source, DropHeadTooShort, false
+		return nil, DropHeadTooShort, false
 	}
 	o, why, ok := u.parse(f)
 	if !ok {
-		return nil, source, why, false
+		return nil, why, false
 	}
 	f.Trim(o.inner)
 	f.Checksum, f.Hash = frame.Checksum{}, 0 // they were the outer packet's
-	if why, ok := congestion(f, o.tos); !ok {
-		return nil, source, why, false
+	if o.tos&1 != 0 {
+		if why, ok := congestion(f, o.tos); !ok {
+			return nil, why, false
+		}
 	}
-	return o.network, o.source, 0, true
+	l.key.source = o.source
+	return o.network, 0, true
 }
 
 // learnRemote enters the source of a frame from the wire, behind the VTEP that sent it. A VTEP that nobody knows is told to the
