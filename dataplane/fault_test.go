@@ -47,7 +47,8 @@ var faultSteps = []string{
 }
 
 func TestMemoryGoesAway(t *testing.T) {
-	for _, features := range []uint64{vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf, vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf | vnet.FeatureEventIdx} {
+	for _, features := range []uint64{0, vnet.FeatureEventIdx, vnet.FeaturePacked, vnet.FeaturePacked | vnet.FeatureInOrder | vnet.FeatureEventIdx} {
+		features |= vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf
 		l := newLAN(t, 3, vnettest.Options{QueueSize: faultQueue, BufferSize: faultBuffer, Features: features})
 		a := l.hosts[0]
 		size := int64(len(a.Memory))

@@ -1,18 +1,26 @@
 package dataplane_test
 
 import (
-	"fmt"
 	"testing"
 
+	"github.com/shuntio/shunt/dataplane/vnet"
 	"github.com/shuntio/shunt/dataplane/vnet/vnettest"
 )
 
 // One quantum each way between two guests, the guests' own work included; for comparing two states of the code on one machine, where
 // the figures of package bench need two quiet CPUs.
 func BenchmarkRound(b *testing.B) {
-	for _, length := range []int{60, 1400} {
-		b.Run(fmt.Sprint(length), func(b *testing.B) {
-			l := newLAN(b, 2, vnettest.Options{QueueSize: 256})
+	for _, c := range []struct {
+		name     string
+		length   int
+		features uint64
+	}{
+		{"60", 60, 0}, {"1400", 1400, 0}, {"60 in order", 60, vnet.FeatureInOrder}, {"60 packed", 60, vnet.FeaturePacked},
+		{"60 packed in order", 60, vnet.FeaturePacked | vnet.FeatureInOrder},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			length := c.length
+			l := newLAN(b, 2, vnettest.Options{QueueSize: 256, Features: vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf | c.features})
 			for _, h := range l.hosts {
 				h.link.Port, h.link.Forwarder = h.port, crossover{l.hosts[1-int(h.name[0]-'A')].link}
 				h.Prepare(make([]byte, length), nil)

@@ -6,12 +6,15 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/shuntio/shunt/dataplane/virtq"
+	"github.com/shuntio/shunt/dataplane/vnet"
 )
 
 // Frames go from a guest's transmitq to its own receiveq, both filled with whatever chains a driver may think of. Every frame is
 // delivered as it was, in order, or counted under a reason; and every chain stays the driver's or comes back once.
 func TestEveryFrameDeliveredOrCounted(t *testing.T) {
-	for _, features := range []uint64{modern, modern &^ (1 << 15), 0} { // mergeable or not, legacy
+	for _, features := range []uint64{ // mergeable or not, legacy; the formats of rings
+		modern, modern &^ vnet.FeatureMrgRxbuf, 0, modern | vnet.FeatureInOrder, modern | vnet.FeaturePacked, modern | vnet.FeaturePacked | vnet.FeatureInOrder,
+	} {
 		rapid.Check(t, func(rt *rapid.T) {
 			b := newBed(rt2tb{t, rt}, features)
 			h := 12

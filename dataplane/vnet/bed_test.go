@@ -114,6 +114,21 @@ func (b *bed) attach(features uint64) {
 	}
 }
 
+// anew begins anew with another device, by the options but for the pair.
+func (b *bed) anew(o vnet.Options) {
+	b.Helper()
+	features := b.features
+	b.guest.Detach(b.dev)
+	o.Pairs = []vnet.PairOptions{{Worker: b.worker, Link: b.link}}
+	o.Failed = func(err error) { b.failed = append(b.failed, err) }
+	var err error
+	if b.dev, err = vnet.New(o); err != nil {
+		b.Fatal(err)
+	}
+	b.port = b.link.Port.(*vnet.Pair)
+	b.attach(features)
+}
+
 // vring is a ring from its beginning.
 func (b *bed) vring(q int) vhostuser.VringConfig {
 	c := b.guest.Vring(q)

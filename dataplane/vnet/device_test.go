@@ -1,6 +1,7 @@
 package vnet_test
 
 import (
+	"errors"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -274,31 +275,60 @@ func TestStartVringFaults(t *testing.T) {
 }
 
 func TestNothingAllocated(t *testing.T) {
+	const packed = vnet.FeaturePacked
 	for name, c := range map[string]struct {
 		features uint64
 		length   int
 		cuts     []int
 		rx       []int
+		gso      uint16
+		extra    func(b *bed)
 	}{
-		"small":          {modern, 60, nil, []int{2048}},
-		"event index":    {modern | vnet.FeatureEventIdx, 60, nil, []int{2048}},
-		"large":          {modern, 9000, nil, []int{2048}},
-		"header apart":   {modern, 1400, []int{12, 100, 300}, []int{12, 4000}},
-		"legacy":         {vnet.FeatureCsum, 1400, nil, []int{4000}},
-		"does not fit":   {vnet.FeatureVersion1, 1400, nil, []int{500}},
-		"dropped header": {modern, 0, nil, []int{500}},
+		"small":            {features: modern, length: 60, rx: []int{2048}},
+		"event index":      {features: modern | vnet.FeatureEventIdx, length: 60, rx: []int{2048}},
+		"packed":           {features: modern | packed, length: 60, rx: []int{2048}},
+		"in order":         {features: modern | vnet.FeatureInOrder, length: 60, rx: []int{2048}},
+		"packed, in order": {features: modern | packed | vnet.FeatureInOrder, length: 9000, rx: []int{2048}},
+		"packed, kept":     {features: modern | packed, length: 60, rx: []int{2048}, extra: func(b *bed) { b.anew(vnet.Options{StateFile: stateDir(b) + "/state"}) }},
+		"large":            {features: modern, length: 9000, rx: []int{2048}},
+		"header apart":     {features: modern, length: 1400, cuts: []int{12, 100, 300}, rx: []int{12, 4000}},
+		"legacy":           {features: vnet.FeatureCsum, length: 1400, rx: []int{4000}},
+		"does not fit":     {features: vnet.FeatureVersion1, length: 1400, rx: []int{500}},
+		"dropped header":   {features: modern, rx: []int{500}},
+		"to be cut":        {features: allOffloads, length: 60000, rx: []int{2048}, gso: 1448},
+		"checksum":         {features: allOffloads, length: 1400, rx: []int{2048}, gso: 1},
+		"not taken":        {features: allOffloads &^ vnet.FeatureGuestCsum, length: 1400, rx: []int{2048}, gso: 1},
+		"merged":           {features: allOffloads, length: 1400, rx: []int{2048}, extra: func(b *bed) { b.anew(vnet.Options{Coalesce: true}) }},
+		"logged": {features: modern | packed, length: 1400, rx: []int{2048}, extra: func(b *bed) {
+			if err := errors.Join(b.dev.SetLog(newBitmap(b, b.guest).log), b.dev.SetFeatures(modern|packed|vhostuser.FeatureLogAll)); err != nil {
+				b.Fatal(err)
+			}
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 			b := newBed(t, c.features)
-			h := 12
+			if c.extra != nil {
+				c.extra(b)
+			}
+			h := header(0, 0, 0, 0)
 			if c.features&vnet.FeatureVersion1 == 0 {
-				h = 10
+				h = h[:10]
 			}
-			if c.length == 0 {
-				h = 9
+			data := make([]byte, c.length)
+			switch {
+			case c.length == 0:
+				h = h[:9]
+			case c.length == 1400:
+				data = segments(1, 1400-54)[0]
 			}
-			tx := b.pieces(make([]byte, h+c.length), c.cuts...)
+			if c.gso == 1 {
+				h = asks(1, 0, 0, 34, 16)
+			} else if c.gso > 1 {
+				data, _ = build(kind{protocol: 6, payload: c.length})
+				h = asks(1, 1, c.gso, 34, 16)
+			}
+			tx := b.pieces(append(h, data...), c.cuts...)
 			var rx []virtq.Buffer
 			_, base := b.scratch()
 			for _, n := range c.rx {
@@ -340,6 +370,9 @@ func TestNothingAllocated(t *testing.T) {
 			}
 			if (moved == 0) != (c.length == 0) {
 				t.Errorf("%d frames", moved)
+			}
+			if sent := b.counters.TxPackets.Load(); sent == 0 && c.length > 0 && name != "does not fit" && name != "not taken" {
+				t.Errorf("none of %d frames was sent: %v", moved, b.drops())
 			}
 			checkPool(t, b.pool, bedFrames)
 		})

@@ -4,14 +4,12 @@ import (
 	"encoding/binary"
 	"testing"
 
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/offload"
 	"github.com/shuntio/shunt/dataplane/virtq"
 	"github.com/shuntio/shunt/dataplane/vnet"
+	"github.com/shuntio/shunt/dataplane/wire"
 )
 
 // judge says what is to become of a packet (a virtio-net header, then a frame) in so many buffers, by the specification and
@@ -54,27 +52,60 @@ func mayAsk(features uint64, gso byte, needed bool) bool {
 	return gso&0x7f == 1 && features&vnet.FeatureHostTSO4 != 0 || gso&0x7f == 4 && features&vnet.FeatureHostTSO6 != 0
 }
 
-// isField tells by gopacket whether there is a checksum's field of TCP or UDP.
+// isField tells whether there is a checksum's field of TCP or UDP.
 func isField(head []byte, start, offset int) bool {
-	at := 0
-	p := gopacket.NewPacket(head, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true, Lazy: true})
-	for _, l := range p.Layers() {
-		switch l := l.(type) {
-		case *layers.IPv4:
-			if l.Flags&layers.IPv4MoreFragments != 0 || l.FragOffset != 0 {
+	at, tags := 12, 0
+	for ; at+2 <= len(head); at += 4 {
+		switch binary.BigEndian.Uint16(head[at:]) {
+		case 0x8100, 0x88a8:
+			if tags++; tags > 2 {
 				return false
 			}
-			at += len(l.Contents)
-			return at == start && (l.Protocol == 6 && offset == 16 || (l.Protocol == 17 || l.Protocol == 136) && offset == 6)
-		case *layers.IPv6:
-			at += len(l.Contents)
-			if l.NextHeader == 6 || l.NextHeader == 17 || l.NextHeader == 136 {
-				return at == start && (l.NextHeader == 6 && offset == 16 || l.NextHeader != 6 && offset == 6)
+		case 0x0800:
+			ip := head[at+2:]
+			if len(ip) < 20 || ip[0]>>4 != 4 || ip[0]&15 < 5 || len(ip) < int(ip[0]&15)*4 || int(binary.BigEndian.Uint16(ip[2:])) < int(ip[0]&15)*4 {
+				return false
 			}
-			return start > at // behind extension headers: not judged here
+			return binary.BigEndian.Uint16(ip[6:])&0x3fff == 0 && behind(head, at+2+int(ip[0]&15)*4, int(ip[9])|noExtensions, start, offset)
+		case 0x86dd:
+			ip := head[at+2:]
+			return len(ip) >= 40 && ip[0]>>4 == 6 && behind(head, at+42, int(ip[6]), start, offset)
 		default:
-			at += len(l.LayerContents())
+			return false
 		}
+	}
+	return false
+}
+
+// noExtensions: a protocol of IPv4, none of which is an extension header.
+const noExtensions = 0x100
+
+// behind is isField for what lies behind IPv6 extension headers (RFC 8200, 4), of which the first is at.
+func behind(head []byte, at, next, start, offset int) bool {
+	for range wire.MaxExtensions + 1 {
+		switch next &^ noExtensions {
+		case 6:
+			return at == start && offset == 16
+		case 17, 136:
+			return at == start && offset == 6
+		}
+		if next&noExtensions != 0 || at+8 > len(head) {
+			return false
+		}
+		length := 8 * (1 + int(head[at+1]))
+		switch next {
+		case 0, 43, 60, 135, 139, 140:
+		case 51:
+			length = 4 * (2 + int(head[at+1]))
+		case 44:
+			length = 8
+			if binary.BigEndian.Uint16(head[at+2:])&0xfff9 != 0 {
+				return false
+			}
+		default:
+			return false
+		}
+		next, at = int(head[at]), at+length
 	}
 	return false
 }

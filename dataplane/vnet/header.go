@@ -78,17 +78,17 @@ func (o *offers) read(f *frame.Frame, header []byte) (drop dataplane.Reason, ok 
 	if first&0xffff == 0 { // flags and gso_type
 		return 0, true
 	}
-	return o.requests(f, first, binary.LittleEndian.Uint16(header[8:]))
+	return o.requests(f, first, header)
 }
 
-// requests is read for a header that asks for something: first are its first eight bytes.
-func (o *offers) requests(f *frame.Frame, first uint64, offset uint16) (drop dataplane.Reason, ok bool) {
+// requests is read for a header that asks for something: first are its first eight bytes, which are read already.
+func (o *offers) requests(f *frame.Frame, first uint64, header []byte) (drop dataplane.Reason, ok bool) {
 	flags, gso := byte(first), byte(first>>8)
 	if flags&flagNeedsCsum != 0 {
 		if !o.csum {
 			return DropBadHeader, false
 		}
-		f.Checksum = frame.Checksum{Needed: true, Start: uint16(first >> 48), Offset: offset}
+		f.Checksum = frame.Checksum{Needed: true, Start: uint16(first >> 48), Offset: binary.LittleEndian.Uint16(header[8:])}
 	}
 	if gso == gsoNone {
 		return 0, true
@@ -136,21 +136,17 @@ func judgeRequests(f *frame.Frame) (drop dataplane.Reason, ok bool) {
 	} else if l := wire.Locate(head); !l.Fragment {
 		protocol, start = l.Protocol, l.Transport
 	}
-	if start == 0 || c.Start != start || c.Offset != checksumField(protocol) {
+	field := uint16(0)
+	switch protocol {
+	case wire.ProtoTCP:
+		field = 16
+	case wire.ProtoUDP, protoUDPLite:
+		field = 6
+	}
+	if start == 0 || field == 0 || c.Start != start || c.Offset != field {
 		return DropBadChecksum, false
 	}
 	return 0, true
-}
-
-// checksumField is where a transport header has its checksum. No field lies at 0.
-func checksumField(protocol uint8) uint16 {
-	switch protocol {
-	case wire.ProtoTCP:
-		return 16
-	case wire.ProtoUDP, protoUDPLite:
-		return 6
-	}
-	return 0
 }
 
 // protoUDPLite has UDP's header but for the coverage in place of the length (RFC 3828).

@@ -101,6 +101,8 @@ func TestReceiveChecksum(t *testing.T) {
 		{"both", modern, 3, kind{protocol: 17, payload: 60}, 0, 6, true, 0, true},
 		{"fragment", modern, 1, kind{protocol: 17, fragment: true, payload: 60}, 0, 6, false, vnet.DropBadChecksum, false},
 		{"ICMP", modern, 1, kind{protocol: 1, payload: 60}, 0, 2, false, vnet.DropBadChecksum, false},
+		{"ICMP, its first bytes", modern, 1, kind{protocol: 1, payload: 60}, 0, 0, false, vnet.DropBadChecksum, false},
+		{"no IP", modern, 1, kind{tags: 3, protocol: 6}, 0x10000 - 46, 0, false, vnet.DropBadChecksum, false},
 		{"UDP, TCP's field", modern, 1, kind{protocol: 17, payload: 60}, 0, 16, false, vnet.DropBadChecksum, false},
 		{"the port", modern, 1, kind{protocol: 6, payload: 60}, 0, 0, false, vnet.DropBadChecksum, false},
 		{"source address", modern, 1, kind{protocol: 17, payload: 60}, 0x10000 - 14, 6, false, vnet.DropBadChecksum, false},

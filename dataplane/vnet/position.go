@@ -115,13 +115,15 @@ func (s *place) find(inOrder bool) (cursor, bool) {
 	return from, true
 }
 
-// fresh tells whether no device has used anything of the ring: a driver that began anew has set it to zero (as all do, since it looks for used descriptors in it), and
-// may have offered descriptors from the first one on. Then the file speaks of an earlier life.
+// fresh tells whether no device has used anything of the ring, so that the file speaks of an earlier life. A driver that begins anew sets its ring to zero (it
+// must: it looks for used descriptors in it) and offers descriptors from the first one on, with wrap counter 1. A ring in use is never such a row of
+// offered descriptors with nothing but zeros behind:
 //
-// A ring in use never looks so. In the first round the first descriptor is used or offered again a round later. In later rounds no descriptor
-// is all zeros, so all would have to be offered with wrap counter 1 and none used; but the first one of every batch was marked as used, and is free, or
-// offered in another round than those not yet offered. One exception: with VIRTIO_F_IN_ORDER a batch may begin in the last descriptor, which is then
-// offered again, while those at the front are not. Then our word about kicks decides: a driver's fresh one is zero.
+//	first round     its first descriptor is used, or offered again with wrap counter 0
+//	later rounds    nothing is all zeros; were all offered with wrap counter 1, none could be used and free, but those before the device's place are
+//
+// One exception: with VIRTIO_F_IN_ORDER those between the first and the last of a batch are not marked as used. Where that could be, our own word about
+// kicks decides, which a driver that begins anew has cleared.
 func (s *place) fresh(inOrder bool) bool {
 	i := 0
 	for ; i < len(s.undo); i++ {
