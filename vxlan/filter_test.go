@@ -104,6 +104,16 @@ func TestReplies(t *testing.T) {
 	})
 }
 
+// A reply that was denied passes as soon as the question has come, in the same tick.
+func TestRepliesOut(t *testing.T) {
+	eachWay(t, "allow in udp to any port 2000", func(t *testing.T, g *guarded) {
+		g.want(g.out(g.udp(true, 53, 2000)), false, "reply to nothing")
+		g.want(g.in(g.udp(false, 53, 2000)), true, "question")
+		g.want(g.out(g.udp(true, 53, 2000)), true, "reply")
+		g.want(g.out(g.udp(true, 54, 2000)), false, "reply to another one")
+	})
+}
+
 func TestTCPConnections(t *testing.T) {
 	const syn, ack, fin, rst = wire.TCPSyn, wire.TCPAck, wire.TCPFin, wire.TCPRst
 	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
@@ -113,6 +123,7 @@ func TestTCPConnections(t *testing.T) {
 		g.want(g.in(g.tcp(false, syn|ack)), true, "accepted")
 		g.want(g.out(g.tcp(true, ack)), true, "data")
 		g.want(g.in(g.tcp(false, syn)), false, "opened the other way between the same ports")
+		g.want(g.in(g.tcp(false, ack)), true, "more data")
 		g.later(time.Hour)
 		g.want(g.in(g.tcp(false, ack)), true, "idle for an hour")
 		g.want(g.out(g.tcp(true, fin|ack)), true, "closed")

@@ -110,6 +110,9 @@ func (k *flowKey) read(head []byte) bool {
 		return false
 	}
 	k.words[0] = binary.LittleEndian.Uint64(head)
+	if k.words[0]&1 != 0 {
+		return false // to a group
+	}
 	second := binary.LittleEndian.Uint64(head[8:])
 	switch uint16(second >> 32) {
 	case typeIPv4:

@@ -20,7 +20,8 @@ type lane struct {
 	now  *snapshot
 	tick uint32
 
-	// Of the frame under way: what its flow is known by, and what filters judge it by, once it isRead.
+	// Of the frame under way: its outer headers, what its flow is known by, and what filters judge it by, once it isRead.
+	outer            outer
 	key              flowKey
 	packet           packet
 	isRead, readable bool

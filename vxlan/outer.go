@@ -18,42 +18,42 @@ type outer struct {
 const minInner = wire.VXLANLen + wire.EthernetLen
 
 // parse reads the outer headers of a packet that carries the uplink's MAC, and cuts what follows the UDP datagram off
-// the frame: Ethernet pads short packets (RFC 894). A VXLAN packet whose headers are not wholly in the head has been made so.
-func (u *uplink) parse(f *frame.Frame) (o outer, why dataplane.Reason, ok bool) {
+// the frame: Ethernet pads short packets (RFC 894). What o said before does not matter. A VXLAN packet whose headers are not wholly in the head has been made so.
+func (u *uplink) parse(f *frame.Frame, o *outer) (why dataplane.Reason, ok bool) {
 	head := f.Head()
-	at, end, why, ok := u.parseIP(head, f.Len(), &o)
+	at, end, why, ok := u.parseIP(head, f.Len(), o)
 	if !ok {
-		return o, why, false
+		return why, false
 	}
 	if len(head) < at+wire.UDPLen {
-		return o, DropOuterUDP, false
+		return DropOuterUDP, false
 	}
 	udp := wire.UDP(head[at:])
 	if udp.DestinationPort() != u.port {
-		return o, DropNotOurs, false
+		return DropNotOurs, false
 	}
 	length := int(udp.Length())
 	switch {
 	case length < wire.UDPLen || at+length > end:
-		return o, DropOuterUDP, false
+		return DropOuterUDP, false
 	case length < wire.UDPLen+minInner:
-		return o, DropOuterVXLAN, false
+		return DropOuterVXLAN, false
 	case len(head) < at+wire.UDPLen+minInner:
-		return o, DropHeadTooShort, false
+		return DropHeadTooShort, false
 	}
 	if f.Len() > at+length && !(f.Gather() && f.Truncate(at+length)) {
-		return o, DropOuterIP, false
+		return DropOuterIP, false
 	}
 	if !u.checksumValid(f, udp, at) {
-		return o, DropOuterUDP, false
+		return DropOuterUDP, false
 	}
 	header := wire.VXLAN(udp[wire.UDPLen:])
 	if !header.HasVNI() {
-		return o, DropOuterVXLAN, false
+		return DropOuterVXLAN, false
 	}
 	o.network = u.vnis.find(header.VNI())
 	o.inner = at + wire.UDPLen + wire.VXLANLen
-	return o, DropUnknownVNI, o.network != nil
+	return DropUnknownVNI, o.network != nil
 }
 
 // parseIP reads the outer IP header: where its payload begins and ends.

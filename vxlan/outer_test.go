@@ -196,7 +196,8 @@ func FuzzOuter(f *testing.F) {
 			half := len(rest) / 2
 			fr.Borrow([][]byte{rest[:half], rest[half:]}, len(rest))
 		}
-		o, why, ok := u.parse(fr)
+		var o outer
+		why, ok := u.parse(fr, &o)
 		want, accepted, decodes := oracle(b, u)
 		if !ok {
 			if accepted && why != DropHeadTooShort && !(cut > 0 && len(b) > head) {

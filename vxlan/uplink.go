@@ -77,8 +77,8 @@ func (u *uplink) unpack(l *lane, f *frame.Frame) (nw *network, why dataplane.Rea
 	if f.Checksum.Needed && !complete(f) {
 		return nil, DropHeadTooShort, false
 	}
-	o, why, ok := u.parse(f)
-	if !ok {
+	o := &l.outer
+	if why, ok = u.parse(f, o); !ok {
 		return nil, why, false
 	}
 	f.Trim(o.inner)
