@@ -109,7 +109,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 			l.sw.sweep()
 			l.sw.Refresh()
 			_, _ = l.sw.ACLHits("p2")
-			l.sw.Cut()
+			l.sw.Cut(0)
 		}
 	})
 	group.Wait()

@@ -287,7 +287,7 @@ func TestLargePackets(t *testing.T) {
 
 			feed(large(t, mac2, mac1, 20000, 1461)) // 1501 bytes
 			l.dropped(a, DropOverMTU, 1)
-			if packets, n := l.sw.Cut(); packets != 3 || n != 45 {
+			if packets, n := l.sw.Cut(0); packets != 3 || n != 45 {
 				t.Errorf("%d packets were cut into %d segments", packets, n)
 			}
 			bad := large(t, mac2, mac1, 20000, 1400)

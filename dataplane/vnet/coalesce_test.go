@@ -68,8 +68,15 @@ func TestCoalesce(t *testing.T) {
 			if len(written) != c.chains || int(out) != c.delivered || int(lost) != len(all)-c.delivered {
 				t.Fatalf("%d chains, %d packets delivered, drops %v", len(written), out, b.drops())
 			}
+			packets, absorbed := b.dev.Coalesced()
 			if c.chains != 3 {
+				if c.name != "no room" && packets+absorbed != 0 {
+					t.Errorf("%d packets and %d segments were merged", packets, absorbed)
+				}
 				return
+			}
+			if packets != 1 || absorbed != 9 {
+				t.Errorf("%d segments were merged into %d packets, want 9 and 1", absorbed, packets)
 			}
 			got := join(chains, written)
 			if h := asks(1, 1, 1000, 34, 16); !same(got[:10], append(slices.Clone(h[:2]), append([]byte{54, 0}, h[4:10]...)...)) {

@@ -66,6 +66,15 @@ func (d *Device) Calls() (n uint64) {
 	return n
 }
 
+// Coalesced is how many packets for the guest were merged of TCP segments (Options.Coalesce), and how many segments went into another one's packet.
+func (d *Device) Coalesced() (packets, absorbed uint64) {
+	for _, p := range d.pairs {
+		merged, into := p.coalescer.Counts()
+		packets, absorbed = packets+merged, absorbed+into
+	}
+	return packets, absorbed
+}
+
 // update changes the published state. Control calls alone do, one after the other.
 func (d *Device) update(change func(*State)) {
 	s := *d.state.Load()

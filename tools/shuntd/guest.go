@@ -155,7 +155,10 @@ func (g *guest) status(s *control.PortStatus) {
 }
 
 // count implements device.
-func (g *guest) count(c *control.Counters) { c.More["calls"] = g.net.Calls() }
+func (g *guest) count(c *control.Counters) {
+	c.More["calls"] = g.net.Calls()
+	c.More["coalesced"], c.More["absorbed"] = g.net.Coalesced()
+}
 
 // featureNames are the specification's (virtio 1.2, 5.1.3 and 6), less VIRTIO_ and VIRTIO_NET_.
 func featureNames(features uint64) (names []string) {

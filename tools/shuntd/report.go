@@ -125,7 +125,9 @@ func (e *engine) Stats() control.Stats {
 		s.Reasons[r.String()] = r.Help()
 	}
 	for i, w := range e.workers {
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: strconv.Itoa(i), Counters: workerCounters(w.Stats())})
+		c := workerCounters(w.Stats())
+		c.More["tso-cut"], c.More["tso-segments"] = e.fabric.Cut(i)
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: strconv.Itoa(i), Counters: c})
 	}
 	for name, u := range e.uplinks {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: queues(slices.Concat(u.links...))})
