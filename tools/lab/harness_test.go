@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		defer daemon.SweepRings(os.TempDir())
 		buildDir = dir
 		return m.Run()
 	}())

@@ -24,7 +24,6 @@ type guest struct {
 	engine  *engine
 	net     *vnet.Device
 	options vhostuser.Options
-	state   string // file with the places of rings, for a successor if we are killed
 	backend atomic.Pointer[vhostuser.Backend]
 }
 
@@ -49,11 +48,12 @@ func (e *engine) newGuest(p *port, n *network) error {
 	if err != nil {
 		return err
 	}
-	if g.state, err = stateFile(c.Socket); err != nil {
-		e.log.Warn("packed rings of the port's guest do not survive a killed shuntd", "port", c.Name, "reason", err)
+	state, err := stateFile(c.Socket)
+	if err != nil {
+		e.log.Warn("packed rings of the port's guest do not survive the end of shuntd", "port", c.Name, "reason", err)
 	}
 	o := vnet.Options{
-		Grace: e.grace, Failed: func(why error) { go g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: g.state,
+		Grace: e.grace, Failed: func(why error) { go g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: state,
 	}
 	for _, pair := range p.pairs {
 		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
@@ -65,8 +65,8 @@ func (e *engine) newGuest(p *port, n *network) error {
 	return nil
 }
 
-// statePaths are where the files may be that tell a successor where the rings stood when we were killed, one for each socket: on a file system in
-// memory, so that a page of them never waits for a disk.
+// statePaths are where the files may be that tell a successor where the rings stood, one for each socket: on a file system in
+// memory, so that a page of them never waits for a disk. They stay when we stop: a front-end that is hung up on is not told where its rings stand.
 var statePaths = []string{"/run/shunt/rings", "/dev/shm/shunt/rings"}
 
 // stateFile names a socket's file.
@@ -121,13 +121,7 @@ func (g *guest) stop(p *port) error {
 	for _, pair := range p.pairs {
 		pair.worker.unlink(pair.link)
 	}
-	err = errors.Join(err, g.net.Close())
-	if g.state != "" { // the front-end has been told where its rings stand
-		if gone := os.Remove(g.state); !errors.Is(gone, fs.ErrNotExist) {
-			err = errors.Join(err, gone)
-		}
-	}
-	return err
+	return errors.Join(err, g.net.Close())
 }
 
 // hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew.

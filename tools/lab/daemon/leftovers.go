@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,4 +62,18 @@ func pinned(dir string) ([]string, error) {
 		return err
 	})
 	return left, err
+}
+
+// SweepRings removes what daemons remember of the rings behind sockets below a directory. On a real host those files wait for the next daemon.
+func SweepRings(dir string) {
+	for _, rings := range []string{"/run/shunt/rings", "/dev/shm/shunt/rings"} {
+		files, _ := os.ReadDir(rings)
+		for _, f := range files {
+			if strings.HasPrefix(f.Name(), url.PathEscape(dir+"/")) {
+				_ = os.Remove(filepath.Join(rings, f.Name()))
+			}
+		}
+		_ = os.Remove(rings) // if it is empty
+		_ = os.Remove(filepath.Dir(rings))
+	}
 }

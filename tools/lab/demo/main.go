@@ -113,7 +113,10 @@ func (d *demo) image(ctx context.Context) (err error) {
 	if d.dir, err = os.MkdirTemp("", "shunt-demo-"); err != nil {
 		return err
 	}
-	d.later(func() error { return os.RemoveAll(d.dir) })
+	d.later(func() error {
+		daemon.SweepRings(d.dir)
+		return os.RemoveAll(d.dir)
+	})
 	_, err = d.recipe(ctx)
 	return err
 }
