@@ -149,7 +149,6 @@ func (q *Device) backPacked() {
 	q.last = chain.before
 	p.out -= chain.slots
 	p.avail.retreat(chain.slots, q.size)
-	p.known++
 	chain.slots = 0
 }
 

@@ -3,9 +3,11 @@ package virtq
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -129,12 +131,28 @@ func (m *mover) write(buffers []Buffer, left uint32) {
 	}
 }
 
+func (m *mover) several(t *rapid.T) {
+	m.guest(func(t *rapid.T) {
+		for range rapid.IntRange(1, 5).Draw(t, "added") {
+			m.add(t)
+		}
+		m.publish(t)
+	})(t)
+	for range len(m.offered) {
+		m.next(t)
+	}
+	for range rapid.IntRange(0, len(m.taken)).Draw(t, "completed") {
+		m.complete(t)
+	}
+}
+
 // switchLog begins or ends the move. Only a Lasting queue has chains under way then, unless they are read-only.
 func (m *mover) switchLog(t *rapid.T) {
 	if !m.device.dirty.lasting {
-		m.publishUsed(t)
-		if len(m.taken) > 0 {
-			return
+		for _, head := range append(append([]uint16{}, m.taken...), m.used...) {
+			if len(m.requests[head].writable) > 0 {
+				return
+			}
 		}
 	}
 	if m.on = !m.on; m.on {
@@ -184,7 +202,7 @@ func TestDirtyLog(t *testing.T) {
 					rt.Repeat(map[string]func(*rapid.T){
 						"add": p.guest(p.add), "publish": p.guest(p.publish), "reclaim": p.guest(p.reclaim), "armDriver": p.guest(p.armDriver),
 						"next": p.next, "complete": p.complete, "publishUsed": p.publishUsed, "back": p.back, "rewind": p.rewind,
-						"armDevice": p.armDevice, "switch": p.switchLog, "sync": p.sync,
+						"armDevice": p.armDevice, "switch": p.switchLog, "sync": p.sync, "several": p.several,
 					})
 					p.publishUsed(rt)
 					p.sync(rt)
@@ -229,22 +247,162 @@ func TestDirtyPages(t *testing.T) {
 	}
 }
 
-// A front-end copies what is marked while the device works, and is the same in the end. What is marked too early shows here.
+// Rings longer than a page: of those pages, too, each that was written is marked and no other.
+func TestDirtyRings(t *testing.T) {
+	const size, base, page = 1024, rigBase, guestmem.LogPage
+	for _, c := range []struct {
+		packed     bool
+		from, n    int
+		used, ring []uint64 // pages of the used ring and of the descriptors, from their start
+	}{
+		{true, 0, 1, nil, []uint64{0}},
+		{true, 250, 10, nil, []uint64{0, page}},
+		{true, 1020, 10, nil, []uint64{0, 3 * page}},
+		{true, 600, 1024, nil, []uint64{0, page, 2 * page, 3 * page}},
+		{false, 0, 1, []uint64{0}, nil},
+		{false, 600, 1, []uint64{0, page}, nil}, // and the index
+		{false, 1020, 3, []uint64{0, page}, nil},
+		{false, 1022, 10, []uint64{0, page, 2 * page}, nil}, // the last element lies on the border of two
+		{false, 65533, 10, []uint64{0, page, 2 * page}, nil},
+	} {
+		fd, err := shm.NewMemFD("virtq-test", 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		memory, err := guestmem.Open([]guestmem.Region{{GuestAddr: base, Size: 1 << 20, FD: fd}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer memory.Free()
+		b := memory.View(base, 1<<20)
+		const used = 0x8000
+		o := DeviceOptions{Layout: Layout{Desc: b, Avail: b[0x6000:], Used: b[used:]}, Size: size, Memory: memory, Packed: c.packed}
+		if o.Base = uint16(c.from); c.packed {
+			o.Base |= PackedStart
+			o.UsedBase = o.Base
+		} else {
+			binary.LittleEndian.PutUint16(b[used+2:], o.Base)
+			binary.LittleEndian.PutUint16(b[0x6002:], o.Base+uint16(c.n))
+		}
+		log := newTestLog(t, 1<<20/page+base/page)
+		o.Log, o.UsedLog = log.Log, base+used
+		q, err := NewDevice(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := cursorOf(o.Base)
+		for i := range c.n {
+			d := b[16*((c.from+i)%size):]
+			binary.LittleEndian.PutUint64(d, base+0x10000)
+			if c.packed {
+				binary.LittleEndian.PutUint64(d[8:], packRest(1, uint16(i), 0)|at.available())
+				at.advance(1, size)
+			} else {
+				binary.LittleEndian.PutUint16(b[0x6004+2*((c.from+i)%size):], uint16(c.from+i)%size)
+				binary.LittleEndian.PutUint64(d[8:], 1)
+			}
+		}
+		log.take() // of the event suppression
+		chain := NewChain(size)
+		for range c.n {
+			if err := q.Next(chain); err != nil {
+				t.Fatal(err)
+			}
+			q.Complete(chain.Head, 0)
+		}
+		q.Publish()
+		var want []uint64
+		for _, p := range c.ring {
+			want = append(want, base+p)
+		}
+		for _, p := range c.used {
+			want = append(want, base+used+p)
+		}
+		if pages := log.take(); !slices.Equal(pages, want) {
+			t.Errorf("packed=%v, %d from %d: %#x marked, want %#x", c.packed, c.n, c.from, pages, want)
+		}
+		q.Arm()
+		pages, want := log.take(), []uint64{base + used}
+		if q.eventIdx = true; !slices.Equal(pages, want) {
+			t.Errorf("packed=%v: Arm marked %#x, want %#x", c.packed, pages, want)
+		}
+		if q.Arm(); !c.packed {
+			want[0] += 2 * page // avail_event lies behind the elements
+		}
+		if pages := log.take(); !slices.Equal(pages, want) {
+			t.Errorf("packed=%v: Arm with an event index marked %#x, want %#x", c.packed, pages, want)
+		}
+	}
+}
+
+// A log that comes and goes between Complete and Publish changes nothing of what the driver gets.
+func TestLogComesAndGoes(t *testing.T) {
+	for _, m := range []mode{{}, {packed: true}, {inOrder: true}} {
+		p := newPair(t, 16, m.bases(16)[1], m)
+		log := newTestLog(t, rigEnd/guestmem.LogPage)
+		for on := range 4 {
+			var heads [3]uint16
+			for i := range heads {
+				heads[i], _ = p.driver.Add(nil, []Buffer{{data, 100}})
+			}
+			p.driver.Publish()
+			for i, head := range heads {
+				if err := p.device.Next(p.chain); err != nil {
+					t.Fatal(err)
+				}
+				p.device.Complete(head, uint32(i+1))
+			}
+			if on%2 == 0 {
+				p.device.SetLog(log.Log, rigBase+rigUsed)
+			} else {
+				p.device.SetLog(nil, 0)
+			}
+			p.device.Publish()
+			for i, head := range heads {
+				if got, n, ok, err := p.driver.Used(); got != head || n != uint32(i+1) || !ok || err != nil {
+					t.Errorf("%v: %d %d %v %v, want chain %d with %d", m, got, n, ok, err, head, i+1)
+				}
+			}
+		}
+	}
+}
+
+// What is kept for the log stays bounded, also if a driver offers one chain again and again.
+func TestDirtyBounded(t *testing.T) {
+	r := newRig(t, DeviceOptions{Size: 16})
+	log := newTestLog(t, rigEnd/guestmem.LogPage)
+	r.device.SetLog(log.Log, rigBase+rigUsed)
+	for i := range 15 {
+		r.put(0, i, data+uint64(i), 1, wr|next, uint16(i+1))
+	}
+	r.put(0, 15, data, 1, wr, 0)
+	for i := range uint16(1000) {
+		r.offer(i, 0)
+		if err := r.device.Next(r.chain); err != nil {
+			t.Fatal(err)
+		}
+		if i%3 == 0 {
+			r.device.Complete(0, 100)
+			r.device.Publish()
+		}
+	}
+	if n := len(r.device.dirty.extents); n > 17 {
+		t.Errorf("%d extents for a chain of 16", n)
+	}
+}
+
+// A front-end copies what is marked while the device works, and is the same whenever the device pauses. What is marked too early shows here.
 func TestDirtyLogMeanwhile(t *testing.T) {
 	for _, m := range []mode{{}, {packed: true}, {packed: true, inOrder: true, eventIdx: true}} {
 		t.Run(m.String(), func(t *testing.T) {
 			p := newPair(t, 16, m.bases(16)[0], m)
 			log := newTestLog(t, rigEnd/guestmem.LogPage)
 			p.device.SetLog(log.Log, rigBase+rigUsed)
-			copies := make([]byte, rigMiddle-rigBase)
 			memory := p.memory.View(rigBase, rigMiddle-rigBase)
-			copyMarked := func() {
-				for _, addr := range log.take() {
-					copy(copies[addr-rigBase:][:guestmem.LogPage], memory[addr-rigBase:])
-				}
-			}
-			copy(copies, memory)
+			copies := slices.Clone(memory)
 			stop, done := make(chan struct{}), make(chan struct{})
+			var passes atomic.Uint64 // of the front-end over the log
 			go func() {
 				defer close(done)
 				for {
@@ -252,12 +410,18 @@ func TestDirtyLogMeanwhile(t *testing.T) {
 					case <-stop:
 						return
 					default:
-						copyMarked()
 					}
+					for _, addr := range log.take() {
+						copy(copies[addr-rigBase:][:guestmem.LogPage], memory[addr-rigBase:])
+					}
+					passes.Add(1)
 				}
 			}()
+			defer func() { close(stop); <-done }()
 			var one [1]Buffer
-			for i := range uint64(20_000) {
+			rounds := uint64(0)
+			for until := time.Now().Add(500 * time.Millisecond); rounds < 10 || time.Now().Before(until); rounds++ {
+				i := rounds
 				one[0] = Buffer{Addr: data + i%8*guestmem.LogPage, Len: 8}
 				p.driver.Add(nil, one[:])
 				p.driver.Publish()
@@ -265,20 +429,20 @@ func TestDirtyLogMeanwhile(t *testing.T) {
 				if err := p.device.Next(p.chain); err != nil {
 					t.Fatal(err)
 				}
-				binary.LittleEndian.PutUint64(p.chain.Writable[0], i)
+				binary.LittleEndian.PutUint64(p.chain.Writable[0], i+1)
 				p.device.Complete(p.chain.Head, 8)
 				p.device.Publish()
-				p.device.Arm()
+				for until := passes.Load() + 2; passes.Load() < until; {
+					runtime.Gosched()
+				}
+				for _, at := range []uint64{0, rigUsed, one[0].Addr - rigBase} {
+					if string(copies[at:at+guestmem.LogPage]) != string(memory[at:at+guestmem.LogPage]) {
+						t.Fatalf("round %d: the page at %#x differs", i, rigBase+at)
+					}
+				}
 				p.driver.Used()
 			}
-			close(stop)
-			<-done
-			copyMarked()
-			for addr := 0; addr < len(copies); addr += guestmem.LogPage {
-				if string(copies[addr:addr+guestmem.LogPage]) != string(memory[addr:addr+guestmem.LogPage]) {
-					t.Errorf("the page at %#x differs", rigBase+addr)
-				}
-			}
+			t.Logf("%d rounds", rounds)
 		})
 	}
 }

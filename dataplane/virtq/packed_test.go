@@ -189,6 +189,21 @@ func TestBadPackedChains(t *testing.T) {
 	}
 }
 
+// A chain has no more descriptors than its Chain has room for buffers, though they be empty.
+func TestPackedLongChain(t *testing.T) {
+	for n, want := range map[int]error{64: nil, 65: ErrChain} {
+		r := newPackedRig(t, DeviceOptions{Size: 100})
+		r.chain = NewChain(0)
+		for i := range n {
+			r.putPacked(0, i, data, 0, 0, av|next)
+		}
+		r.putPacked(0, n-1, data, 0, 0, av)
+		if err := r.takePacked(t); !errors.Is(err, want) {
+			t.Errorf("%d empty buffers: %v, want %v", n, err, want)
+		}
+	}
+}
+
 // A driver that offers what is under way already, with the same id or in the same descriptors.
 func TestPackedTwice(t *testing.T) {
 	r := newPackedRig(t, DeviceOptions{Size: 4})
@@ -220,16 +235,33 @@ func TestPackedTwice(t *testing.T) {
 	if err := r.device.Next(r.chain); !errors.Is(err, ErrIndex) {
 		t.Errorf("a fifth descriptor of four taken: %v", err)
 	}
+	before := string(r.file[16 : 4*16])
 	r.device.Complete(0, 0)
 	r.device.Complete(0, 0)
 	r.device.Complete(9, 0)
 	r.device.Publish()
+	if string(r.file[16:4*16]) != before {
+		t.Error("descriptors of chains under way were written")
+	}
 	if base := r.device.UsedBase(); base != PackedStart|1 {
 		t.Errorf("used base %#x after one chain was completed, twice, and one that there is not", base)
 	}
 	r.putPacked(0, 0, data, 1, 3, av0) // its id is still under way
 	if err := r.device.Next(r.chain); !errors.Is(err, ErrHead) {
 		t.Errorf("id 3 a second time: %v", err)
+	}
+	// A chain that goes on in descriptors under way.
+	r = newPackedRig(t, DeviceOptions{Size: 4})
+	r.putPacked(0, 0, data, 1, 0, av|next)
+	r.putPacked(0, 1, data, 1, 0, av)
+	if err := r.device.Next(r.chain); err != nil {
+		t.Fatal(err)
+	}
+	for i, flags := range []uint16{av0 | next, av0, av | next, av | next} {
+		r.putPacked(0, i, data, 1, 1, flags)
+	}
+	if err := r.device.Next(r.chain); !errors.Is(err, ErrChain) {
+		t.Errorf("a chain over others: %v", err)
 	}
 }
 
@@ -384,7 +416,9 @@ func TestPackedBackAndRewind(t *testing.T) {
 		r.device.Complete(id, 5)
 	}
 	r.device.Publish()
-	r.device.Back() // published
+	for range 3 {
+		r.device.Back() // published
+	}
 	if r.device.Base() != 0 || r.device.UsedBase() != 0 {
 		t.Errorf("bases %#x and %#x after a round", r.device.Base(), r.device.UsedBase())
 	}
@@ -520,6 +554,25 @@ func TestWanted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A chain taken before one that is published does not go back.
+func TestPackedBackAndOthers(t *testing.T) {
+	r := newPackedRig(t, DeviceOptions{Size: 4})
+	r.putPacked(0, 0, data, 1, 0, av)
+	r.putPacked(0, 1, data, 1, 1, av)
+	for range 2 {
+		if err := r.device.Next(r.chain); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.device.Complete(1, 0)
+	r.device.Publish()
+	r.device.Back()
+	r.device.Back()
+	if r.device.Base() != PackedStart|2 {
+		t.Errorf("base %#x", r.device.Base())
+	}
 }
 
 // The bits on the wire: what Arm and Disarm write.

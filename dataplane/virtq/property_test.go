@@ -326,6 +326,20 @@ type fatal struct{ *rapid.T }
 
 func (f fatal) Helper() {}
 
+// several goes on with what is mostly done: chains go all the way, some of them.
+func (p *pair) several(t *rapid.T) {
+	for range rapid.IntRange(1, 5).Draw(t, "added") {
+		p.add(t)
+	}
+	p.publish(t)
+	for range len(p.offered) {
+		p.next(t)
+	}
+	for range rapid.IntRange(0, len(p.taken)).Draw(t, "completed") {
+		p.complete(t)
+	}
+}
+
 func (p *pair) armDevice(t *rapid.T) {
 	p.device.Arm()
 	shm.Fence()
@@ -387,11 +401,14 @@ func TestDriverAndDevice(t *testing.T) {
 			t.Run(fmt.Sprintf("%v size=%d", m, size), func(t *testing.T) {
 				rapid.Check(t, func(rt *rapid.T) {
 					p := newPair(fatal{rt}, size, rapid.SampledFrom(m.bases(size)).Draw(rt, "base"), m)
-					rt.Repeat(map[string]func(*rapid.T){
+					actions := map[string]func(*rapid.T){
 						"add": p.add, "publish": p.publish, "next": p.next, "complete": p.complete,
 						"publishUsed": p.publishUsed, "reclaim": p.reclaim, "back": p.back, "rewind": p.rewind,
-						"armDevice": p.armDevice, "armDriver": p.armDriver, "restart": p.restart,
-					})
+						"armDevice": p.armDevice, "armDriver": p.armDriver, "restart": p.restart, "several": p.several,
+					}
+					for range 5 {
+						rt.Repeat(actions)
+					}
 					p.finish(rt)
 				})
 			})
