@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/lab/daemon"
