@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
@@ -64,12 +65,17 @@ func pinned(dir string) ([]string, error) {
 	return left, err
 }
 
-// SweepRings removes what daemons remember of the rings behind sockets below a directory. On a real host those files wait for the next daemon.
+// SweepRings removes what daemons remember of the rings behind sockets below a directory, where the socket's own directory is gone: others may be
+// testing at the same time. On a real host those files wait for the next daemon.
 func SweepRings(dir string) {
 	for _, rings := range []string{"/run/shunt/rings", "/dev/shm/shunt/rings"} {
 		files, _ := os.ReadDir(rings)
 		for _, f := range files {
-			if strings.HasPrefix(f.Name(), url.PathEscape(dir+"/")) {
+			socket, err := url.PathUnescape(f.Name())
+			if err != nil || !strings.HasPrefix(socket, dir+"/") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Dir(socket)); errors.Is(err, fs.ErrNotExist) {
 				_ = os.Remove(filepath.Join(rings, f.Name()))
 			}
 		}

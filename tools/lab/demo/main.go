@@ -114,8 +114,9 @@ func (d *demo) image(ctx context.Context) (err error) {
 		return err
 	}
 	d.later(func() error {
-		daemon.SweepRings(d.dir)
-		return os.RemoveAll(d.dir)
+		err := os.RemoveAll(d.dir)
+		daemon.SweepRings(filepath.Dir(d.dir))
+		return err
 	})
 	_, err = d.recipe(ctx)
 	return err
