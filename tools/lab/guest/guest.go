@@ -254,6 +254,9 @@ func (g *Guest) Reset(ctx context.Context) error {
 	return nil
 }
 
+// PID is that of QEMU.
+func (g *Guest) PID() int { return g.qemu.PID() }
+
 // Kill kills QEMU as a crash would and waits until it is gone.
 func (g *Guest) Kill() {
 	if g.qemu != nil {
