@@ -20,6 +20,8 @@ type IperfOptions struct {
 	Rate int
 	// Time to send for, in whole seconds; 0 is 2 s.
 	Time time.Duration
+	// TOS is the type of service, DSCP and ECN, that the data is sent with. TCP has its own ECN.
+	TOS int
 	// Length of a write, for UDP of a datagram's payload; 0 is iperf3's.
 	Length int
 }
@@ -84,6 +86,9 @@ func (o IperfOptions) arguments(address string) []string {
 	}
 	if o.Rate != 0 {
 		args = append(args, "-b", strconv.Itoa(o.Rate))
+	}
+	if o.TOS != 0 {
+		args = append(args, "-S", strconv.Itoa(o.TOS))
 	}
 	if o.Length != 0 {
 		args = append(args, "-l", strconv.Itoa(o.Length))
