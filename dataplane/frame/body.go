@@ -2,7 +2,7 @@ package frame
 
 // Borrow sets the body: pieces of n bytes in all, that stay the lender's.
 func (f *Frame) Borrow(pieces [][]byte, n int) {
-	f.body, f.rest, f.borrowed = pieces, uint32(n), true
+	f.body, f.rest, f.borrowed, f.far = pieces, uint32(n), true, true
 }
 
 // Borrowed tells whether some of the body is another's memory, to be copied before that one's Release.
@@ -34,6 +34,7 @@ func (f *Frame) Own(p *Pool) bool {
 		return true
 	}
 	before := f.owned
+	f.far = true
 	for room := uint32(0); room < f.rest; room += ChunkSize {
 		g := p.Get()
 		if g == nil {
@@ -81,7 +82,7 @@ func (f *Frame) Attach(g *Frame, skip int) bool {
 	n += copy(f.spread[n:], g.body)
 	f.body = f.spread[:n]
 	f.rest += uint32(g.Len() - skip)
-	f.borrowed = f.borrowed || g.borrowed
+	f.borrowed, f.far = f.borrowed || g.borrowed, true
 	g.body, g.rest, g.borrowed = nil, 0, false
 	g.next, f.owned = f.owned, g
 	return true
@@ -101,7 +102,10 @@ func (f *Frame) disown(p *Pool, since *Frame) {
 func (f *Frame) CopyFrom(g *Frame) {
 	f.off, f.end = g.off, g.end
 	copy(f.buf[f.off:f.end], g.buf[g.off:g.end])
-	f.body, f.rest, f.borrowed = g.body, g.rest, g.rest > 0
+	f.body, f.rest, f.borrowed, f.far = nil, g.rest, g.rest > 0, g.rest > 0
+	if g.rest > 0 {
+		f.body = g.body
+	}
 	if len(f.body) > 0 && &f.body[0] == &g.spread[0] {
 		f.body = f.spread[:copy(f.spread[:], g.body)]
 	}
@@ -109,4 +113,4 @@ func (f *Frame) CopyFrom(g *Frame) {
 }
 
 // Owns tells whether chunks of other frames belong to this one.
-func (f *Frame) Owns() bool { return f.owned != nil }
+func (f *Frame) Owns() bool { return f.far && f.owned != nil }

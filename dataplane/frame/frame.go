@@ -37,32 +37,37 @@ const (
 )
 
 // Frame is one packet. Its bytes are Head, then Body.
+//
+// A Frame is two cache lines, and a packet that lies in its chunk alone is moved without looking at the second one.
 type Frame struct {
-	buf  []byte   // the chunk
-	body [][]byte // borrowed: aliases an array of the port it came from; else spread
-	off  uint32   // first byte of the head in buf
-	end  uint32   // one past the last byte of the head
-	rest uint32   // length of the body
+	buf  []byte // the chunk
+	off  uint32 // first byte of the head in buf
+	end  uint32 // one past the last byte of the head
+	rest uint32 // length of the body
 
 	index    uint32 // number of the chunk in its Memory
 	colour   uint16 // where Reset puts the first byte
 	home     uint16 // number of the pool it returns to
 	borrowed bool   // some of body is the lender's
+	far      bool   // there may be something in the second cache line: a body, or frames that are owned
 
 	// Dropped says why a port that was to transmit the frame did not, for those who watch; 0: it did. It is the reason's number plus
 	// one: the reasons are the engine's.
 	Dropped uint8
-	// GSO says that the frame is a TCP packet longer than its path allows.
-	GSO GSO
 	// Checksum is what the sender left to us. It refers to bytes of the frame as it stands, so whoever
 	// moves the front of the frame (Prepend, Trim) finds it moved along.
 	Checksum Checksum
+	// GSO says that the frame is a TCP packet longer than its path allows.
+	GSO GSO
 	// Hash is of the flow the frame belongs to; 0: not computed yet.
 	Hash uint32
 
+	body   [][]byte         // borrowed: aliases an array of the port it came from; else spread
 	owned  *Frame           // frames whose chunks hold the body, in no order
 	next   *Frame           // in the list of frames that another one owns
 	spread *[MaxBody][]byte // for the pieces of a body that no port's array holds
+
+	_ [16]byte
 }
 
 // GSO says that a frame is a TCP packet to be cut into segments before it leaves for where such packets are not taken (virtio 1.2, 5.1.6.2): its
@@ -104,7 +109,10 @@ func (f *Frame) Reset() {
 
 // forget clears everything but where the head lies.
 func (f *Frame) forget() {
-	f.body, f.rest, f.borrowed = nil, 0, false
+	if f.far {
+		f.body, f.rest, f.borrowed = nil, 0, false
+		f.far = f.owned != nil
+	}
 	f.Checksum, f.GSO, f.Hash, f.Dropped = Checksum{}, GSO{}, 0, 0
 }
 

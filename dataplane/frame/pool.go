@@ -111,14 +111,17 @@ func (p *Pool) Get() *Frame {
 
 // Put gives a frame back, and what it owns with it. What it borrowed is forgotten.
 func (p *Pool) Put(f *Frame) {
-	if f.owned != nil {
-		f.disown(p, nil)
-	}
-	f.body, f.rest = nil, 0
-	if f.home != p.number && p.send(f) {
+	if (f.far || f.home != p.number) && p.part(f) {
 		return
 	}
 	p.free = append(p.free, f)
+}
+
+// part ends what a frame holds of others, and tells whether it went home to another pool.
+func (p *Pool) part(f *Frame) bool {
+	f.disown(p, nil)
+	f.body, f.rest, f.borrowed, f.far = nil, 0, false, false
+	return f.home != p.number && p.send(f)
 }
 
 // PutAll gives back every frame of the vector but the nil ones: those somebody kept.

@@ -29,7 +29,7 @@ func (f *Frame) Scatter(into *[MaxBody]*Frame) int {
 
 // Shed puts back the frames that f owns although its body lies in none of them any more, after Gather.
 func (f *Frame) Shed(p *Pool) {
-	if f.rest == 0 {
+	if f.far && f.rest == 0 {
 		f.disown(p, nil)
 	}
 }
