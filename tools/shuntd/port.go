@@ -69,6 +69,9 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		e.taps.add(l, subject{kind: control.KindPort, name: c.Name, description: "port of network " + c.Network, queue: uint32(i)})
 	}
 	if err = p.start(p); err == nil {
+		if len(p.pairs) > 1 {
+			e.fabric.Refresh() // the links have owners only now, and each worker uses its own
+		}
 		err = e.steerPort(n, p)
 	}
 	if err != nil {
