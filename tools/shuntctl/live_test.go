@@ -20,6 +20,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 
 	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/controltest"
 	"github.com/shuntio/shunt/tools/need"
 )
 
@@ -195,15 +196,15 @@ func TestTopKeys(t *testing.T) {
 
 // growing makes the fake daemon's counters grow: so many packets and bytes of 1000 bits a look.
 func growing(t *testing.T) string {
-	e, socket := daemon(t)
 	var looks atomic.Uint64
-	e.Counters = func() control.Stats {
+	counters := func() control.Stats {
 		n := looks.Add(1)
 		return control.Stats{At: time.Unix(int64(n), 0).UTC(), Objects: []control.ObjectStats{
 			{Kind: control.KindPort, Name: "vm1-eth0", Counters: control.Counters{RxPackets: 1234 * n, RxBytes: 125_000 * n, Drops: map[string]uint64{"limit": 3 * n},
 				More: map[string]uint64{"calls": 7 * n}}},
 		}}
 	}
+	_, socket := daemon(t, func(e *controltest.Engine) { e.Counters = counters })
 	return socket
 }
 
@@ -316,10 +317,9 @@ func (s *scripted) Run(ctx context.Context, out io.Writer) error { return s.run(
 func (s *scripted) Counters() control.CaptureCounters            { return s.counters }
 
 func TestCapture(t *testing.T) {
-	e, socket := daemon(t)
 	var asked atomic.Pointer[control.CaptureOptions]
 	begun := make(chan struct{}, 1)
-	e.Capturer = func(o control.CaptureOptions) (control.Capture, error) {
+	capturer := func(o control.CaptureOptions) (control.Capture, error) {
 		asked.Store(&o)
 		if o.Filter == "banana" {
 			return nil, fmt.Errorf("%w: filter, column 1: banana", control.ErrRequest)
@@ -339,6 +339,7 @@ func TestCapture(t *testing.T) {
 			return err
 		}}, nil
 	}
+	_, socket := daemon(t, func(e *controltest.Engine) { e.Capturer = capturer })
 	file := filepath.Join(t.TempDir(), "out.pcapng")
 	var out, errs bytes.Buffer
 	args := strings.Fields("capture vm1-eth0 up0 --count 1 --snaplen 96 --direction in --drops no-route,spoofed-mac --socket " + socket + " -w " + file)
@@ -414,9 +415,8 @@ func TestCapture(t *testing.T) {
 
 // TestCaptureIntoBrokenPipe runs the program before a reader that goes away: that is an end, not a crash.
 func TestCaptureIntoBrokenPipe(t *testing.T) {
-	e, socket := daemon(t)
 	left := make(chan error, 1)
-	e.Capturer = func(control.CaptureOptions) (control.Capture, error) {
+	capturer := func(control.CaptureOptions) (control.Capture, error) {
 		return &scripted{run: func(ctx context.Context, out io.Writer) error {
 			var err error
 			for err == nil && ctx.Err() == nil {
@@ -427,6 +427,7 @@ func TestCaptureIntoBrokenPipe(t *testing.T) {
 			return err
 		}}, nil
 	}
+	_, socket := daemon(t, func(e *controltest.Engine) { e.Capturer = capturer })
 	program := filepath.Join(t.TempDir(), "shuntctl")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -35,8 +35,8 @@ ports:
   - {name: vm2-eth0, network: local, socket: /run/shunt/vm2-eth0.sock, anti-spoof: false}
 `
 
-// daemon runs the API on a fake engine that reports about example, and returns its socket.
-func daemon(t *testing.T) (*controltest.Engine, string) {
+// daemon runs the API on a fake engine that reports about example, changed before it is served, and returns its socket.
+func daemon(t *testing.T, with ...func(*controltest.Engine)) (*controltest.Engine, string) {
 	c, err := config.Parse("example.yaml", []byte(example))
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +80,9 @@ func daemon(t *testing.T) (*controltest.Engine, string) {
 				{MAC: config.MAC{0x52, 0x54, 0, 0, 0, 3}, Origin: control.FDBLearned, VTEP: vtep, Age: 65 * time.Second},
 			}, nil
 		},
+	}
+	for _, change := range with {
+		change(e)
 	}
 	log := slog.New(slog.DiscardHandler)
 	controller := control.New(e, c, log)
