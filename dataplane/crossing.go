@@ -203,6 +203,7 @@ func (w *Worker) depart(o *outbox) {
 
 // arrive takes a quantum of frames from each other worker and puts them on the last part of their way.
 func (w *Worker) arrive() (work int) {
+	w.hear() // also when there are no frames: what waits unheard is in the way of what follows
 	for _, c := range w.crossings {
 		if n := c.frames.tail.Load() - c.frames.head.Load(); n > 0 {
 			work += w.unload(&c.frames, min(n, Quantum))

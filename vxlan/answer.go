@@ -19,7 +19,7 @@ import (
 // announcements, malformed questions.
 func (nw *network) answer(f *frame.Frame) bool {
 	head := f.Head()
-	if len(head) < wire.EthernetLen || f.Len() != len(head) {
+	if nw.noAnswer || len(head) < wire.EthernetLen || f.Len() != len(head) {
 		return false
 	}
 	switch wire.Ethernet(head).EtherType() {

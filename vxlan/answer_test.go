@@ -75,6 +75,16 @@ func asked(tb testing.TB) (l *lab, up, a, b *dataplanetest.Port) {
 	return l, up, a, b
 }
 
+// A network that leaves questions to who has the addresses floods them.
+func TestNoAnswer(t *testing.T) {
+	l, up, a, b := asked(t)
+	l.network(Network{Name: "blue", VNI: 100, Uplink: "up0", NoAnswer: true, Flood: []netip.Addr{peer4}})
+	l.send(a, arpQuestion(t, mac1, "10.0.0.1", "10.0.0.2", nil))
+	if n, m, answers := len(b.Sent()), len(up.Sent()), len(a.Sent()); n != 1 || m != 1 || answers != 0 {
+		t.Errorf("%d went to the guest asked for, %d to the wire, %d answers", n, m, answers)
+	}
+}
+
 func TestAnswerARP(t *testing.T) {
 	for target, mac := range map[string]wire.MAC{"10.0.0.2": mac2, "10.0.1.2": mac2, "10.0.0.3": mac3} {
 		for _, sender := range []string{"10.0.0.1", "0.0.0.0"} { // a question, and a probe for duplicates

@@ -86,7 +86,7 @@ func (s *Switch) buildNetworks(next *snapshot, uplinks map[string]*uplink) map[s
 		c := &r.config
 		nw := &network{
 			slot: r.slot, serial: r.serial, generation: r.generation, maxFrame: c.MTU + wire.EthernetLen, learning: c.Learning,
-			dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(), static: r.static, known: r.known, learned: r.learned,
+			dropTagged: c.DropTagged, flat: c.Flat, vni: c.VNI, tosMask: c.DSCP.mask(), static: r.static, known: r.known, noAnswer: c.NoAnswer, learned: r.learned,
 			flows: r.flows,
 		}
 		if u := uplinks[c.Uplink]; u != nil {

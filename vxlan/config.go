@@ -86,6 +86,8 @@ type Network struct {
 	DropTagged bool
 	// DSCP says whether the guests' differentiated services hold outside the tunnel, too. Zero: DSCPCopy.
 	DSCP DSCP
+	// NoAnswer leaves questions for known addresses, by ARP and neighbour solicitation, to who has them.
+	NoAnswer bool
 	// Flood are the VTEPs to which group and unknown frames are replicated.
 	Flood []netip.Addr
 	// Entries are the static ones.

@@ -30,9 +30,10 @@ type network struct {
 	vni        uint32
 	uplink     *uplink // nil: none
 	// static holds the ports' own addresses and the configured entries. They win over what was learned.
-	static  table
-	learned []*learned // by worker
-	known   known
+	static   table
+	learned  []*learned // by worker
+	known    known
+	noAnswer bool // known is for messages alone
 	// flows are what was decided of flows from the wire, by worker. generation tells it from what was decided by another configuration.
 	flows      []*flows
 	generation uint32

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/vnet"
@@ -124,11 +125,15 @@ func (g *guest) stop(p *port) error {
 	return errors.Join(err, g.net.Close())
 }
 
+// hangUpAfter is how long a front-end has to hear what is wrong before its connection ends.
+const hangUpAfter = 20 * time.Millisecond
+
 // hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew.
 func (g *guest) hangUp(name string, why error) {
 	g.engine.log.Warn("port out of service until its front-end connects again", "port", name, "reason", why)
 	if b := g.backend.Load(); b != nil {
 		b.Fail(why)
+		time.Sleep(hangUpAfter)
 		b.Disconnect()
 	}
 }

@@ -192,7 +192,10 @@ func vxlanNetwork(n *network) vxlan.Network {
 	c := n.config
 	v := vxlan.Network{
 		Name: c.Name, VNI: c.VNI, Flat: n.flat(), Uplink: c.Uplink, MTU: c.MTU, Learning: c.Learning, Flood: c.Flood,
-		Age: time.Duration(c.Age), LearnLimit: c.LearnLimit,
+		Age: time.Duration(c.Age), LearnLimit: c.LearnLimit, NoAnswer: !c.Answer,
+	}
+	if c.DSCP == config.DSCPZero {
+		v.DSCP = vxlan.DSCPZero
 	}
 	for _, entry := range c.Entries {
 		v.Entries = append(v.Entries, vxlan.Entry{MAC: wire.MACFrom(entry.MAC), IP: entry.IP, VTEP: entry.VTEP})

@@ -100,7 +100,8 @@ type Network struct {
 	// Age is how long a learned entry outlives its last frame, LearnLimit how many are learned from the wire. Absent: 5 minutes, 4096.
 	Age        Duration `json:"age,omitzero"`
 	LearnLimit int      `json:"learn-limit,omitempty"`
-	Answer     bool     `json:"answer"` // ARP and ND requests for known addresses; absent: true
+	Answer     bool     `json:"answer"`         // ARP and ND requests for known addresses; absent: true
+	DSCP       DSCP     `json:"dscp,omitempty"` // of guests' packets, outside the tunnel; absent: copy
 }
 
 // Entry is a static forwarding entry: MAC lives behind VTEP.
@@ -140,7 +141,7 @@ func (c *Config) fill() {
 	for i := range c.Networks {
 		n := &c.Networks[i]
 		n.Flood, n.Entries = some(n.Flood), some(n.Entries)
-		n.Age, n.LearnLimit = or(n.Age, DefaultAge), or(n.LearnLimit, DefaultNetworkLearn)
+		n.Age, n.LearnLimit, n.DSCP = or(n.Age, DefaultAge), or(n.LearnLimit, DefaultNetworkLearn), or(n.DSCP, DSCPCopy)
 	}
 	for i := range c.Ports {
 		c.Ports[i].fill()

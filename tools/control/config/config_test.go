@@ -45,12 +45,12 @@ func TestExample(t *testing.T) {
 		Networks: []Network{
 			{Name: "blue", VNI: 100, Uplink: "up0", MTU: 1450, Learning: true, Flood: []netip.Addr{netip.MustParseAddr("192.0.2.2")},
 				Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 2}, IP: netip.MustParseAddr("10.0.0.2"), VTEP: netip.MustParseAddr("192.0.2.2")}},
-				Age:     Duration(10 * time.Minute), LearnLimit: 1000},
+				Age:     Duration(10 * time.Minute), LearnLimit: 1000, DSCP: DSCPCopy},
 			{Name: "red", VNI: 100, Uplink: "up1", Learning: false, Flood: []netip.Addr{netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::")},
-				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
+				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true, DSCP: DSCPCopy},
 			{Name: "flat", Uplink: "up0", Learning: true, Entries: []Entry{{MAC: MAC{0x52, 0x54, 0, 0, 0, 3}, IP: netip.MustParseAddr("fd00::3")}},
-				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
-			{Name: "local", Learning: true, MTU: 9000, Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true},
+				Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true, DSCP: DSCPCopy},
+			{Name: "local", Learning: true, MTU: 9000, Age: DefaultAge, LearnLimit: DefaultNetworkLearn, Answer: true, DSCP: DSCPCopy},
 		},
 		Ports: []Port{
 			{Name: "vm1-eth0", Network: "blue", Socket: "/run/shunt/vm1-eth0.sock", Role: RoleServer, Mode: 0o600, Owner: "libvirt-qemu",

@@ -58,6 +58,18 @@ func (m *XDPMode) UnmarshalText(text []byte) error {
 	return word(m, text, XDPAuto, XDPNative, XDPGeneric)
 }
 
+// DSCP is what becomes of a guest's differentiated services outside the tunnel.
+type DSCP string
+
+// Copied into the outer header, or zero there. Congestion (ECN) is always told, both ways.
+const (
+	DSCPCopy DSCP = "copy"
+	DSCPZero DSCP = "zero"
+)
+
+// UnmarshalText accepts either by name.
+func (d *DSCP) UnmarshalText(text []byte) error { return word(d, text, DSCPCopy, DSCPZero) }
+
 // Toggle is whether something optional is used.
 type Toggle string
 
