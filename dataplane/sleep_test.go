@@ -60,12 +60,14 @@ func TestSleepLitmus(t *testing.T) {
 	case testing.Short():
 		rounds = 50_000
 	}
-	for _, eventIdx := range []bool{true, false} {
-		t.Run(fmt.Sprintf("eventIdx=%v", eventIdx), func(t *testing.T) { litmus(t, rounds/2, eventIdx) })
+	for _, packed := range []bool{false, true} {
+		for _, eventIdx := range []bool{true, false} {
+			t.Run(fmt.Sprintf("packed=%v eventIdx=%v", packed, eventIdx), func(t *testing.T) { litmus(t, rounds/4, packed, eventIdx) })
+		}
 	}
 }
 
-func litmus(t *testing.T, rounds int, eventIdx bool) {
+func litmus(t *testing.T, rounds int, packed, eventIdx bool) {
 	memfd, err := shm.NewMemFD("litmus", litmusSize)
 	if err != nil {
 		t.Fatal(err)
@@ -80,13 +82,14 @@ func litmus(t *testing.T, rounds int, eventIdx bool) {
 	defer mapping.Free()
 
 	driver := &pingDriver{rounds: rounds, kick: int(kick.Fd()), done: make(chan struct{})}
-	driver.queue, err = virtq.NewDriver(virtq.DriverOptions{Layout: litmusLayout(mapping.Bytes()), Size: litmusQueue, EventIdx: eventIdx})
+	driver.queue, err = virtq.NewDriver(virtq.DriverOptions{Layout: litmusLayout(mapping.Bytes()), Size: litmusQueue, Packed: packed, EventIdx: eventIdx})
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d", litmusChild, rounds), "SHUNT_LITMUS_EVENT_IDX="+strconv.FormatBool(eventIdx))
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d", litmusChild, rounds),
+		"SHUNT_LITMUS_PACKED="+strconv.FormatBool(packed), "SHUNT_LITMUS_EVENT_IDX="+strconv.FormatBool(eventIdx))
 	child.ExtraFiles = []*os.File{memory, kick, call}
 	child.Stderr = os.Stderr
 	control, err := child.StdinPipe() // its end tells the child to stop, also if we die
@@ -261,10 +264,14 @@ func litmusDevice() {
 	if err != nil {
 		fatal(err)
 	}
-	q, err := virtq.NewDevice(virtq.DeviceOptions{
+	o := virtq.DeviceOptions{
 		Layout: litmusLayout(memory.View(0, litmusSize)), Size: litmusQueue, Memory: memory,
-		EventIdx: os.Getenv("SHUNT_LITMUS_EVENT_IDX") == "true",
-	})
+		Packed: os.Getenv("SHUNT_LITMUS_PACKED") == "true", EventIdx: os.Getenv("SHUNT_LITMUS_EVENT_IDX") == "true",
+	}
+	if o.Packed {
+		o.Base, o.UsedBase = virtq.PackedStart, virtq.PackedStart
+	}
+	q, err := virtq.NewDevice(o)
 	if err != nil {
 		fatal(err)
 	}
