@@ -34,7 +34,8 @@ type packet struct {
 	acl.Tuple
 	whole  bool // the frame is not one of a group's
 	flags  uint8
-	id     uint32 // an ICMP request's or reply's identifier; or the datagram's, if part
+	echo   uint16 // an ICMP request's or reply's identifier
+	id     uint32 // the datagram's, if part
 	part   bool   // a fragment, the first one or (Bare) a later one
 	quoted int    // where the packet begins that an ICMP error is about; 0: none
 }
@@ -97,9 +98,7 @@ func (k *packet) readTransport(head []byte, at int) bool {
 			return false
 		}
 		k.Type, k.Code = b[0], b[1]
-		if !k.part {
-			k.id = uint32(binary.BigEndian.Uint16(b[4:]))
-		}
+		k.echo = binary.BigEndian.Uint16(b[4:])
 		if k.IsError() {
 			k.quoted = at + wire.ICMPLen
 		}
@@ -141,12 +140,10 @@ func (k *packet) flow(d acl.Direction) (key connKey, ok bool) {
 	if k.Protocol == wire.ProtoICMPv4 || k.Protocol == wire.ProtoICMPv6 {
 		_, replies := k.Answers()
 		switch {
-		case k.part:
-			return key, false
 		case k.asks():
-			from = uint64(k.id)
+			from = uint64(k.echo)
 		case replies:
-			to = uint64(k.id)
+			to = uint64(k.echo)
 		default:
 			return key, false
 		}

@@ -179,6 +179,30 @@ func TestPingsAndErrors(t *testing.T) {
 	}
 }
 
+// Long echo requests and replies come in fragments.
+func TestPingsInFragments(t *testing.T) {
+	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
+		ping := func(out bool, kind uint8, datagram, offset uint16) []byte {
+			f := icmpFrame(t, mac1, mac2, "10.0.0.1", "10.0.0.2", kind, 7, make([]byte, 32))
+			if out {
+				f = icmpFrame(t, mac2, mac1, "10.0.0.2", "10.0.0.1", kind, 7, make([]byte, 32))
+			}
+			binary.BigEndian.PutUint16(f[18:], datagram)
+			binary.BigEndian.PutUint16(f[20:], offset)
+			wire.IPv4(f[14:]).SetChecksum()
+			return f
+		}
+		const more = 0x2000
+		g.want(g.in(ping(false, 0, 1, more)), false, "reply to nothing")
+		g.want(g.in(ping(false, 0, 1, 5)), false, "its rest")
+		g.want(g.out(ping(true, 8, 2, more)), true, "request")
+		g.want(g.out(ping(true, 8, 2, 5)), true, "its rest")
+		g.want(g.in(ping(false, 0, 3, more)), true, "reply")
+		g.want(g.in(ping(false, 0, 3, 5)), true, "its rest")
+		g.want(g.in(ping(false, 0, 4, 5)), false, "the rest of another one")
+	})
+}
+
 func TestFragmentsOfAFlow(t *testing.T) {
 	eachWay(t, "allow in udp to any port 2000\nallow in udp from any port 7 to any port 2000", func(t *testing.T, g *guarded) {
 		fragment := func(id, offset uint16, port uint16) []byte {
