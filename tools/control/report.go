@@ -140,14 +140,14 @@ type ObjectStats struct {
 	Kind Kind   `json:"kind"`
 	Name string `json:"name"`
 	Counters
-	Queues []QueueStats `json:"queues,omitempty"` // of a port or uplink, those that some worker polls or has polled
+	Queues []QueueStats `json:"queues,omitempty"` // of a port or uplink
 }
 
-// QueueStats are the counters of one queue pair of a port, or one queue of an uplink. Their sums are less than the object's: what programs and the kernel
-// count belongs to no queue.
+// QueueStats are the counters of one queue pair of a port, or of one queue of an uplink as one worker has it: each of them receives from it. Their sums are
+// less than the object's: what programs and the kernel count belongs to no queue.
 type QueueStats struct {
 	Queue  int `json:"queue"`
-	Worker int `json:"worker"` // that polls it; -1: none does
+	Worker int `json:"worker"` // its ID
 	Counters
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -130,10 +129,10 @@ func (e *engine) Stats() control.Stats {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: strconv.Itoa(i), Counters: c})
 	}
 	for name, u := range e.uplinks {
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: queues(slices.Concat(u.links...))})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindUplink, Name: name, Counters: u.counters(), Queues: u.queueStats()})
 	}
 	for name, p := range e.ports {
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: p.counters(), Queues: queues(p.links())})
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: p.counters(), Queues: p.queueStats()})
 	}
 	return s
 }
@@ -251,14 +250,20 @@ func (q *uplinkQueue) count(sum *control.Counters) {
 	}
 }
 
-// queues are the counters of an object's links.
-func queues(links []*dataplane.Link) (list []control.QueueStats) {
-	for i, l := range links {
-		q := control.QueueStats{Queue: i, Worker: -1, Counters: counters(l.Counters)}
-		if owner := l.Owner(); owner != nil {
-			q.Worker = owner.Index()
+// queueStats has an entry for each worker that receives from a queue.
+func (u *uplink) queueStats() (list []control.QueueStats) {
+	for queue, links := range u.links {
+		for worker, l := range links {
+			list = append(list, control.QueueStats{Queue: queue, Worker: worker, Counters: counters(l.Counters)})
 		}
-		list = append(list, q)
+	}
+	return list
+}
+
+// queueStats has an entry for each queue pair.
+func (p *port) queueStats() (list []control.QueueStats) {
+	for queue, pair := range p.pairs {
+		list = append(list, control.QueueStats{Queue: queue, Worker: pair.worker.Index(), Counters: counters(pair.link.Counters)})
 	}
 	return list
 }

@@ -399,7 +399,7 @@ func TestMetrics(t *testing.T) {
 		`shunt_port_receive_packets_total{port="p1"} 1`, `shunt_port_receive_bytes_total{port="p1"} 2`,
 		`shunt_port_transmit_packets_total{port="p1"} 3`, `shunt_port_transmit_bytes_total{port="p1"} 4`,
 		`shunt_drops_total{kind="port",object="p1",reason="no-route"} 5`, `shunt_events_total{event="kicks",kind="port",object="p1"} 6`,
-		`shunt_queue_receive_packets_total{kind="port",object="p1",queue="1"} 8`, `shunt_queue_worker{kind="port",object="p1",queue="1"} 2`,
+		`shunt_queue_receive_packets_total{kind="port",object="p1",queue="1",worker="2"} 8`,
 		`shunt_worker_busy_seconds_total{worker="0"} 1.5`, `shunt_captures 0`,
 		`shunt_uplink_transmit_packets_total{uplink="up0"} 7`, `shunt_port_connected{network="blue",port="p1"} 0`,
 		`shunt_network_fdb_entries{network="blue",origin="learned"} 0`, `shunt_worker_busy_ratio{worker="0"} 0`,

@@ -55,11 +55,10 @@ var (
 		control.KindNetwork: newTraffic(control.KindNetwork, "into the network", "out of the network"),
 	}
 	queues = map[string]*prometheus.Desc{
-		"rx-packets": desc("queue_receive_packets_total", "Packets that came in by one queue of a port or uplink.", "kind", "object", "queue"),
-		"rx-bytes":   desc("queue_receive_bytes_total", "Bytes that came in by one queue of a port or uplink.", "kind", "object", "queue"),
-		"tx-packets": desc("queue_transmit_packets_total", "Packets that went out by one queue of a port or uplink.", "kind", "object", "queue"),
-		"tx-bytes":   desc("queue_transmit_bytes_total", "Bytes that went out by one queue of a port or uplink.", "kind", "object", "queue"),
-		"worker":     desc("queue_worker", "Which worker polls a queue of a port or uplink; -1: none.", "kind", "object", "queue"),
+		"rx-packets": desc("queue_receive_packets_total", "Packets that came in by one queue of a port or uplink, by worker.", "kind", "object", "queue", "worker"),
+		"rx-bytes":   desc("queue_receive_bytes_total", "Bytes that came in by one queue of a port or uplink, by worker.", "kind", "object", "queue", "worker"),
+		"tx-packets": desc("queue_transmit_packets_total", "Packets that went out by one queue of a port or uplink, by worker.", "kind", "object", "queue", "worker"),
+		"tx-bytes":   desc("queue_transmit_bytes_total", "Bytes that went out by one queue of a port or uplink, by worker.", "kind", "object", "queue", "worker"),
 	}
 	rulesDesc   = desc("acl_rule_packets_total", "Packets that a rule of a port decided about.", "port", "rule", "text")
 	defaultDesc = desc("acl_default_packets_total", "Packets of a port that no rule matched.", "port", "verdict")
@@ -125,12 +124,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(workDesc, prometheus.CounterValue, float64(busy)/1e9, o.Name)
 		}
 		for _, q := range o.Queues {
-			labels := []string{string(o.Kind), o.Name, strconv.Itoa(q.Queue)}
+			labels := []string{string(o.Kind), o.Name, strconv.Itoa(q.Queue), strconv.Itoa(q.Worker)}
 			counter(queues["rx-packets"], q.RxPackets, labels...)
 			counter(queues["rx-bytes"], q.RxBytes, labels...)
 			counter(queues["tx-packets"], q.TxPackets, labels...)
 			counter(queues["tx-bytes"], q.TxBytes, labels...)
-			gauge(queues["worker"], float64(q.Worker), labels...)
 		}
 	}
 	for _, p := range c.controller.Config().Ports {
