@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -40,6 +41,7 @@ func (e *engine) startWorkers(c config.Workers) error {
 	if err != nil {
 		return err
 	}
+	makeRoom(len(cpus))
 	n := firstFrames + (len(cpus)-1)*furtherFrames
 	memory, err := e.mapMemory(n, c.HugePages)
 	if err != nil {
@@ -71,6 +73,15 @@ func (e *engine) startWorkers(c config.Workers) error {
 		w.load.start(w.Worker)
 	}
 	return nil
+}
+
+// makeRoom lets Go run all workers at once, and the control side and the collector beside them. The daemon does so for workers that the configuration
+// names; how many there are of their own choice is known only here.
+func makeRoom(workers int) {
+	const others = 2
+	if n := workers + others; n > runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(n)
+	}
 }
 
 // mapMemory maps the frame memory, on huge pages where there are any.
