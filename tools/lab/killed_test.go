@@ -199,7 +199,7 @@ func TestDaemonKilledUnderTraffic(t *testing.T) {
 	device := func(number int, port string) string {
 		return peer.VirtioUser{Number: number, Path: socket(port), MAC: macs[port], Packed: port[1] == 'p', Server: port[0] == 'd', QueueSize: 256}.String()
 	}
-	reflect := func(name, split, packed string) *peer.Testpmd {
+	reflecting := func(name, split, packed string) *peer.Testpmd {
 		p := pmd(t, peer.TestpmdOptions{
 			Name: name, Mode: "macswap", MemoryMiB: 64, Devices: []string{device(0, split), device(1, packed)},
 			Args: []string{"--port-topology=loop", "--total-num-mbufs=8192"},
@@ -209,7 +209,7 @@ func TestDaemonKilledUnderTraffic(t *testing.T) {
 		}
 		return p
 	}
-	stays, restarted := reflect("stays", "ds", "dp"), reflect("begins-anew", "cs", "cp")
+	stays, restarted := reflecting("stays", "ds", "dp"), reflecting("begins-anew", "cs", "cp")
 	owns := map[string]*ownGuest{
 		"fs": newOwnGuest(t, socket("fs"), macs["fs"], vnettest.Options{Features: splitRing}),
 		"fp": newOwnGuest(t, socket("fp"), macs["fp"], vnettest.Options{Features: packedRing}),
@@ -248,7 +248,7 @@ func TestDaemonKilledUnderTraffic(t *testing.T) {
 		}
 		slowest = max(slowest, recovered(t, ctx, d, pids(), flows("fs", "fp", "ds", "dp")))
 		restarted.Kill()
-		restarted = reflect("begins-anew", "cs", "cp")
+		restarted = reflecting("begins-anew", "cs", "cp")
 		slowest = max(slowest, recovered(t, ctx, d, pids(), flows("cs", "cp")))
 	}
 	again := footprint(t, d)

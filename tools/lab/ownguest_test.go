@@ -252,10 +252,10 @@ func (o *ownGuest) wait(limit time.Duration) {
 	}
 }
 
-// mirror has a guest send back what it gets, until the end of the test.
-func mirror(t *testing.T, g *ownGuest) {
+// reflects has a guest send back what it gets, until the end of the test.
+func reflects(t *testing.T, g *ownGuest) {
 	stop, ended := make(chan struct{}), make(chan error, 1)
-	go func() { ended <- g.mirror(stop) }()
+	go func() { ended <- g.reflect(stop) }()
 	t.Cleanup(func() {
 		close(stop)
 		if err := <-ended; err != nil {
@@ -264,7 +264,7 @@ func mirror(t *testing.T, g *ownGuest) {
 	})
 }
 
-func (o *ownGuest) mirror(stop chan struct{}) error {
+func (o *ownGuest) reflect(stop chan struct{}) error {
 	for {
 		select {
 		case <-stop:

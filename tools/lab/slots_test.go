@@ -131,7 +131,7 @@ func TestMemorySlotsUnderTraffic(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mirror(t, guests["right"])
+	reflects(t, guests["right"])
 	beside := echo(t, guests["left"], 200, guests["right"].mac)
 
 	if n, err := p.front.MaxMemSlots(); err != nil || n != vhostuser.MaxMemSlots {
