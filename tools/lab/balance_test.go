@@ -40,6 +40,24 @@ const (
 
 func newScales(t *testing.T, ctx context.Context) *scales {
 	t.Helper()
+	return setUp(t, ctx, func(s *scales) string {
+		return fmt.Sprintf(`
+workers: {cpus: [1]}
+uplinks: [{name: up0, interface: up0, address: 192.0.2.1}]
+networks:
+  - {name: blue, vni: 100, uplink: up0, learning: false, entries: [{mac: %q, vtep: 192.0.2.2}]}
+  - {name: flat, uplink: up0}
+ports:
+  - {name: f, network: flat, socket: %q, mac: %q}
+  - {name: a, network: blue, socket: %q, mac: %q}
+  - {name: b, network: blue, socket: %q, mac: %q}
+`, macFar, s.socket("f"), macF, s.socket("a"), macA, s.socket("b"), macB)
+	})
+}
+
+// setUp makes the scales for a daemon with a configuration of its own.
+func setUp(t *testing.T, ctx context.Context, config func(s *scales) string) *scales {
+	t.Helper()
 	need.Program(t, "dpdk-testpmd")
 	s := &scales{host: namespace(t, "host"), far: namespace(t, "far"), dir: t.TempDir()}
 	withoutIPv6(t, s.host)
@@ -55,17 +73,7 @@ func newScales(t *testing.T, ctx context.Context) *scales {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.d = start(t, s.host, "shuntd", fmt.Sprintf(`
-workers: {cpus: [1]}
-uplinks: [{name: up0, interface: up0, address: 192.0.2.1}]
-networks:
-  - {name: blue, vni: 100, uplink: up0, learning: false, entries: [{mac: %q, vtep: 192.0.2.2}]}
-  - {name: flat, uplink: up0}
-ports:
-  - {name: f, network: flat, socket: %q, mac: %q}
-  - {name: a, network: blue, socket: %q, mac: %q}
-  - {name: b, network: blue, socket: %q, mac: %q}
-`, macFar, s.socket("f"), macF, s.socket("a"), macA, s.socket("b"), macB))
+	s.d = start(t, s.host, "shuntd", config(s))
 	return s
 }
 
@@ -170,6 +178,16 @@ func (c tally) sum(names ...string) (n uint64) {
 	return n
 }
 
+// workers adds up what all workers count of an event.
+func (c tally) workers(event string) (n uint64) {
+	for name, v := range c {
+		if strings.HasPrefix(name, "worker ") && strings.HasSuffix(name, " event "+event) {
+			n += v
+		}
+	}
+	return n
+}
+
 func (c tally) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(c)) {
@@ -238,11 +256,13 @@ func (s *scales) weigh(t *testing.T, ctx context.Context, from, to *peer.Testpmd
 		had = portStats(t, ctx, to)
 	}
 	first := portStats(t, ctx, from).Sent
-	before := s.read(t, ctx)
-	command(from, "start")
-	if _, err := from.WaitStats(ctx, 0, func(p peer.PortStats) bool { return p.Sent-first >= n }); err != nil {
-		t.Fatal(err)
+	pids := []int{s.d.PID(), from.PID()}
+	if to != nil {
+		pids = append(pids, to.PID())
 	}
+	before, hungry := s.read(t, ctx), starved(pids...)
+	command(from, "start")
+	s.progress(t, ctx, from, first+n)
 	stopped, err := from.Stop(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -264,8 +284,37 @@ func (s *scales) weigh(t *testing.T, ctx context.Context, from, to *peer.Testpmd
 		if end[0].Received != received {
 			t.Errorf("testpmd counted %d packets and says now that it received %d", received, end[0].Received)
 		}
+		if received == 0 {
+			t.Error("no packet arrived")
+		}
 	}
-	t.Logf("%d bytes: %d packets sent in %v\n%v", size, sent, time.Since(begin).Round(time.Millisecond), c)
+	t.Logf("%d bytes: %d packets sent in %v, while the threads involved waited %v for a CPU; workers slept %d times, %d until they looked by themselves, %d of them too long\n%v",
+		size, sent, time.Since(begin).Round(time.Millisecond), (starved(pids...) - hungry).Round(time.Millisecond),
+		c.workers("sleeps"), c.workers("timeouts"), c.workers("late"), c)
+}
+
+// progress waits until a testpmd has sent so many packets. When it sends none any more, the test says what the workers do meanwhile: one that sleeps
+// has missed a wakeup, one that goes round without work has lost its frames.
+func (s *scales) progress(t *testing.T, ctx context.Context, p *peer.Testpmd, sent uint64) {
+	t.Helper()
+	const patience = 20 * time.Second
+	last, at, hungry := uint64(0), time.Now(), time.Duration(0)
+	for {
+		now := portStats(t, ctx, p).Sent
+		switch {
+		case now >= sent:
+			return
+		case now != last:
+			last, at, hungry = now, time.Now(), starved(p.PID(), s.d.PID())
+		case time.Since(at) > patience || ctx.Err() != nil:
+			before, waited := s.read(t, ctx), starved(p.PID(), s.d.PID())-hungry
+			time.Sleep(time.Second)
+			status, err := s.d.API().Status(ctx)
+			t.Fatalf("%d packets of %d were sent, and none for %v, of which %v were waiting for a CPU. Since a second ago:\n%#v\nworkers %+v (%v)",
+				now, sent, time.Since(at), waited, s.read(t, ctx).since(before), status.Workers, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func portStats(t *testing.T, ctx context.Context, p *peer.Testpmd) peer.PortStats {

@@ -36,6 +36,8 @@ type TestpmdOptions struct {
 	// [ReserveHugePages]; for measurements. Ordinary memory is shared with a
 	// back-end just as well.
 	HugePages bool
+	// EAL are further arguments of DPDK's environment, as "--force-max-simd-bitwidth=512".
+	EAL []string
 	// Args are further arguments of testpmd itself, as "--txpkts=64".
 	Args []string
 }
@@ -51,8 +53,9 @@ type VirtioUser struct {
 	Packed    bool // packed rings
 	// NotMergeable leaves VIRTIO_NET_F_MRG_RXBUF out.
 	NotMergeable bool
-	InOrder      bool
-	Vectorized   bool
+	// InOrder takes VIRTIO_F_IN_ORDER, which virtio-user takes unless told not to.
+	InOrder    bool
+	Vectorized bool
 }
 
 // String is the argument of --vdev.
@@ -68,7 +71,7 @@ func (v VirtioUser) String() string {
 	for _, option := range []struct {
 		on   bool
 		text string
-	}{{v.Server, "server=1"}, {v.Packed, "packed_vq=1"}, {v.NotMergeable, "mrg_rxbuf=0"}, {v.InOrder, "in_order=1"}, {v.Vectorized, "vectorized=1"}} {
+	}{{v.Server, "server=1"}, {v.Packed, "packed_vq=1"}, {v.NotMergeable, "mrg_rxbuf=0"}, {!v.InOrder, "in_order=0"}, {v.Vectorized, "vectorized=1"}} {
 		if option.on {
 			s += "," + option.text
 		}
@@ -130,6 +133,7 @@ func (o TestpmdOptions) arguments() []string {
 	for _, device := range o.Devices {
 		args = append(args, "--vdev="+device)
 	}
+	args = append(args, o.EAL...)
 	args = append(args, "--", "-i", "--forward-mode="+mode, "--total-num-mbufs=16384", "--no-flush-rx")
 	return append(args, o.Args...)
 }
