@@ -68,6 +68,7 @@ type underWay struct {
 	slots  uint16 // descriptors of a packed ring; 0: not under way
 	before uint16 // the chain that was taken before it
 	reads  bool   // it has nothing to write
+	_      [3]byte
 }
 
 // NewDevice takes over the device's side of a queue.
@@ -201,7 +202,9 @@ func (q *Device) nextLong(c *Chain, d desc) error {
 func (q *Device) remember(c *Chain) {
 	q.chains[c.Head] = underWay{before: q.last, reads: len(c.Writable) == 0}
 	q.last = c.Head
-	q.dirty.remember(c, q.memory)
+	if q.dirty.first != nil {
+		q.dirty.remember(c, q.memory)
+	}
 }
 
 // Back returns the chain taken last, which is not completed, to the driver's side: the next call of Next takes it again. For a device that finds
@@ -279,10 +282,12 @@ func (q *Device) Publish() (call bool) {
 // fillUsed writes the elements of a split ring in order, or of one whose writes are logged. A driver that knows the order reads one element for a
 // chain and those before it that had nothing to write; it lies where that of the first of them would (virtio 1.2, 2.7.9).
 func (q *Device) fillUsed() {
+	if q.dirty.first != nil {
+		q.markDone()
+	}
 	begun, open := q.usedShown, false
 	for i := q.usedShown; i != q.usedNext; i++ {
 		e := q.done[i&q.mask]
-		q.dirty.mark(uint16(e.id), e.len)
 		if !open {
 			begun = i
 		}

@@ -6,7 +6,7 @@ import (
 	"github.com/shuntio/shunt/dataplane/shm"
 )
 
-// look is how many chains availablePacked counts at most: a batch. Each is a look into a cache line that the driver may be writing.
+// look is how many descriptors availablePacked looks at, at most: a batch. They lie in cache lines that the driver may be writing.
 const look = 64
 
 // packedSide is what a Device keeps of a packed ring:
@@ -58,22 +58,20 @@ func (q *Device) availablePacked() (int, error) {
 	if p.out == q.size {
 		return 0, fmt.Errorf("%w: all %d descriptors of the ring are under way, and another is available", ErrIndex, q.size)
 	}
-	at, turn, inside := int(p.avail.at), p.avail.available(), false
-	for left := q.size - p.out; left > 0 && p.known < look; left-- {
+	at, turn, more := int(p.avail.at), p.avail.available(), uint64(0)
+	for range min(int(q.size-p.out), look) {
 		rest := shm.Load64(&p.desc[at].rest)
 		if rest&restTurn != turn {
 			break
 		}
-		if inside = rest&(descNext<<48) != 0; !inside {
-			p.known++
-		}
+		more = rest >> 48 & descNext
+		p.known += int(more ^ descNext)
 		if at++; at == len(p.desc) {
 			at, turn = 0, turn^restTurn
 		}
 	}
-	if inside {
-		p.known++ // a chain that does not end: Next says why
-	}
+	// A chain that has not ended yet counts, too. If it has no end, Next says so.
+	p.known += int(more)
 	return p.known, nil
 }
 
@@ -98,14 +96,18 @@ func (q *Device) nextPacked(c *Chain) error {
 		return q.notAvailable()
 	}
 	d := unpack(first.addr, rest) // read once: the driver may write it again at any time
-	if (d.flags|q.note)&(descNext|descIndirect) == 0 && q.idle(d.next) {
-		if view := q.memory.View(d.addr, d.len); view != nil {
-			c.one(view, d.flags)
-			q.take(c, d.next, 1)
-			return nil
-		}
+	if (d.flags|q.note)&(descNext|descIndirect) != 0 || !q.idle(d.next) {
+		return q.nextPackedLong(c, d)
 	}
-	return q.nextPackedLong(c, d)
+	q.take(c, d.next, 1, d.flags&descWrite == 0)
+	if view := q.memory.View(d.addr, d.len); view != nil {
+		c.one(view, d.flags)
+		return nil
+	}
+	c.begin()
+	err := c.add(q.memory, d)
+	c.end()
+	return err
 }
 
 // nextPackedLong is nextPacked for what is not one buffer in one piece, or is to be noted, or is wrong.
@@ -117,8 +119,10 @@ func (q *Device) nextPackedLong(c *Chain, d desc) error {
 	if !q.idle(id) {
 		return fmt.Errorf("%w: buffer id %d in a queue of %d, or one under way already", ErrHead, id, q.size)
 	}
-	q.take(c, id, slots)
-	q.dirty.remember(c, q.memory)
+	q.take(c, id, slots, len(c.Writable) == 0)
+	if q.dirty.first != nil {
+		q.dirty.remember(c, q.memory)
+	}
 	return nil
 }
 
@@ -130,10 +134,10 @@ func (q *Device) notAvailable() error {
 func (q *Device) idle(id uint16) bool { return int(id) < len(q.chains) && q.chains[id].slots == 0 }
 
 // take takes account of a chain.
-func (q *Device) take(c *Chain, id, slots uint16) {
+func (q *Device) take(c *Chain, id, slots uint16, reads bool) {
 	p := &q.ring
 	c.Head, c.Slots = id, slots
-	q.chains[id] = underWay{slots: slots, before: q.last, reads: len(c.Writable) == 0}
+	q.chains[id] = underWay{slots: slots, before: q.last, reads: reads}
 	q.last = id
 	p.out += slots
 	p.avail.advance(slots, q.size)
@@ -176,40 +180,14 @@ func (q *Device) Resume(head, slots uint16) error {
 // publishPacked writes the used descriptors, the first of them last: the driver looks at no other before it has seen that.
 func (q *Device) publishPacked() (call bool) {
 	p := &q.ring
+	if q.dirty.first != nil {
+		q.markDone()
+	}
 	if weaklyOrdered && q.usedNext-q.usedShown > 1 {
 		shm.Fence() // for drivers that look at several at once: buffers are seen before any of them
 	}
-	begin, at, first, rest, open := p.used, p.used, uint64(0), uint64(0), false
-	for ; q.usedShown != q.usedNext; q.usedShown++ {
-		e := q.done[q.usedShown&q.mask]
-		if e.id >= uint32(len(q.chains)) || q.chains[e.id].slots == 0 {
-			continue // completed twice, or never taken
-		}
-		chain := &q.chains[e.id]
-		if q.dirty.first != nil {
-			q.dirty.mark(uint16(e.id), e.len)
-		}
-		if !open {
-			at = p.used
-		}
-		rest = packRest(e.len, uint16(e.id), 0) | at.used()
-		if e.len > 0 {
-			rest |= descWrite << 48
-		}
-		// With a driver that knows the order, what comes behind chains that have nothing to write takes their place, and stands for all
-		// (virtio 1.2, 2.8.8).
-		if open = q.inOrder && chain.reads; !open && at != begin {
-			p.desc[at.at].rest = rest
-		} else if at == begin {
-			first = rest
-		}
-		p.used.advance(chain.slots, q.size)
-		p.out -= chain.slots
-		chain.slots = 0
-	}
-	if open && at != begin {
-		p.desc[at.at].rest = rest
-	}
+	begin := p.used
+	first := q.writeUsed()
 	if p.used == begin {
 		return false
 	}
@@ -223,6 +201,41 @@ func (q *Device) publishPacked() (call bool) {
 	}
 	shm.Fence() // the descriptor is seen before we look whether the driver sleeps
 	return wanted(shm.Load32(p.driverEvent), q.eventIdx, p.used, begin, q.size)
+}
+
+// writeUsed writes all used descriptors but the first, which it returns. With a driver that knows the order, what comes behind chains that
+// have nothing to write takes their place, and stands for all (virtio 1.2, 2.8.8). What was completed twice or never taken is passed over.
+func (q *Device) writeUsed() (first uint64) {
+	p := &q.ring
+	used, out, chains, size := p.used, p.out, q.chains, q.size // in registers
+	at, rest, open := used, uint64(0), false
+	for i := q.usedShown; i != q.usedNext; i++ {
+		e := q.done[i&q.mask]
+		if e.id >= uint32(len(chains)) || chains[e.id].slots == 0 {
+			continue
+		}
+		if !open {
+			at = used
+		}
+		rest = packRest(e.len, uint16(e.id), 0) | at.used()
+		if e.len > 0 {
+			rest |= descWrite << 48
+		}
+		chain := &chains[e.id]
+		if open = q.inOrder && chain.reads; at == p.used {
+			first = rest
+		} else if !open {
+			p.desc[at.at].rest = rest
+		}
+		used.advance(chain.slots, size)
+		out -= chain.slots
+		chain.slots = 0
+	}
+	if open && at != p.used {
+		p.desc[at.at].rest = rest
+	}
+	p.used, p.out, q.usedShown = used, out, q.usedNext
+	return first
 }
 
 // setEvent writes the device event suppression structure, offset and flags at once.

@@ -59,7 +59,7 @@ func (q *Device) SetLog(log *guestmem.Log, used uint64) {
 			d.desc = nowhere
 		}
 	}
-	if q.note = 0; d.first != nil || q.inOrder {
+	if q.note = 0; d.first != nil || q.inOrder && !q.packed {
 		q.note = descNext
 	}
 	direct := !q.packed && !q.inOrder && d.first == nil
@@ -75,9 +75,6 @@ func (q *Device) SetLog(log *guestmem.Log, used uint64) {
 
 // remember keeps where the device may write in a chain.
 func (d *dirty) remember(c *Chain, m *guestmem.Map) {
-	if d.first == nil {
-		return
-	}
 	d.forget(c.Head) // a chain that went back, or a driver's that offers a head twice
 	for i := len(c.Writable) - 1; i >= 0; i-- {
 		addr, ok := m.Guest(c.Writable[i])
@@ -93,6 +90,14 @@ func (d *dirty) remember(c *Chain, m *guestmem.Map) {
 		}
 		d.extents[at] = extent{addr: addr, len: uint32(len(c.Writable[i])), next: d.first[c.Head]}
 		d.first[c.Head] = at
+	}
+}
+
+// markDone marks the buffers of what is completed.
+func (q *Device) markDone() {
+	for i := q.usedShown; i != q.usedNext; i++ {
+		e := q.done[i&q.mask]
+		q.dirty.mark(uint16(e.id), e.len)
 	}
 }
 

@@ -102,7 +102,15 @@ func (q *Driver) Add(readable, writable []Buffer) (head uint16, ok bool) {
 	if q.packed {
 		head = q.addPacked(readable, writable)
 	} else {
-		head = q.addSplit(readable, writable)
+		// Written from its end, so that each descriptor knows its next.
+		more := uint16(0)
+		for i := n - 1; i >= 0; i-- {
+			b, flags := buffer(readable, writable, i)
+			at := q.take(i)
+			q.desc[at] = desc{addr: b.Addr, len: b.Len, flags: flags | more, next: head}
+			head, more = at, descNext
+		}
+		q.enter(head)
 	}
 	q.account(head, n, writable)
 	return head, true
@@ -148,20 +156,6 @@ func buffer(readable, writable []Buffer, i int) (b Buffer, flags uint16) {
 		return readable[i], 0
 	}
 	return writable[i-len(readable)], descWrite
-}
-
-// addSplit is Add in a split ring.
-func (q *Driver) addSplit(readable, writable []Buffer) (head uint16) {
-	// Written from its end, so that each descriptor knows its next.
-	next, more := uint16(0), uint16(0)
-	for i := len(readable) + len(writable) - 1; i >= 0; i-- {
-		b, flags := buffer(readable, writable, i)
-		at := q.take(i)
-		q.desc[at] = desc{addr: b.Addr, len: b.Len, flags: flags | more, next: next}
-		next, more = at, descNext
-	}
-	q.enter(next)
-	return next
 }
 
 // take takes a free descriptor, the i-th of a chain: in order, those of a chain follow one another (virtio 1.2, 2.7.9).
@@ -222,16 +216,24 @@ func (q *Driver) Publish() (kick bool) {
 // Used takes back one chain that the device has used: its head and how many bytes were written. ok is false if there is
 // none. A device that returns what it was not given is an error.
 func (q *Driver) Used() (head uint16, n uint32, ok bool, err error) {
-	if q.batch.open {
+	switch {
+	case q.batch.open:
 		return q.usedBatched()
-	}
-	if q.packed {
-		head, n, ok = q.returnedPacked()
-	} else {
-		head, n, ok, err = q.returned()
-	}
-	if !ok || err != nil {
-		return 0, 0, false, err
+	case q.packed:
+		if head, n, ok = q.returnedPacked(); !ok {
+			return 0, 0, false, nil
+		}
+	default:
+		if q.usedNext == q.usedSeen {
+			if err = q.see(); err != nil || q.usedNext == q.usedSeen {
+				return 0, 0, false, err
+			}
+		}
+		e := q.used[q.usedNext&q.mask]
+		if e.id >= uint32(q.size) {
+			return 0, 0, false, fmt.Errorf("%w: %d", errNotUnderWay, e.id)
+		}
+		head, n = uint16(e.id), e.len
 	}
 	if int(head) >= len(q.under) || q.under[head].slots == 0 {
 		return 0, 0, false, fmt.Errorf("%w: %d", errNotUnderWay, head)
@@ -244,22 +246,14 @@ func (q *Driver) Used() (head uint16, n uint32, ok bool, err error) {
 	return head, n, true, nil
 }
 
-// returned looks for the next element of a split ring's used ring.
-func (q *Driver) returned() (head uint16, n uint32, ok bool, err error) {
-	if q.usedNext == q.usedSeen {
-		seen := shm.Load16(q.usedIdx) // acquire: elements and buffers are read after it
-		if seen-q.usedNext > q.size {
-			return 0, 0, false, fmt.Errorf("used index jumped from %d to %d in a queue of %d", q.usedNext, seen, q.size)
-		}
-		if q.usedSeen = seen; seen == q.usedNext {
-			return 0, 0, false, nil
-		}
+// see looks at the used index of a split ring.
+func (q *Driver) see() error {
+	seen := shm.Load16(q.usedIdx) // acquire: elements and buffers are read after it
+	if seen-q.usedNext > q.size {
+		return fmt.Errorf("used index jumped from %d to %d in a queue of %d", q.usedNext, seen, q.size)
 	}
-	e := q.used[q.usedNext&q.mask]
-	if e.id >= uint32(q.size) {
-		return 0, 0, false, fmt.Errorf("%w: %d", errNotUnderWay, e.id)
-	}
-	return uint16(e.id), e.len, true, nil
+	q.usedSeen = seen
+	return nil
 }
 
 // usedBatched returns the oldest chain of those that the device returned at once. What it passed over, it has filled (virtio 1.2, 2.7.9).
@@ -281,8 +275,7 @@ func (q *Driver) reclaim(head uint16) {
 	n := q.under[head].slots
 	q.under[head].slots = 0
 	q.left += int(n)
-	q.usedNext++
-	switch {
+	switch q.usedNext++; {
 	case q.packed:
 		q.ring.used.advance(n, q.size)
 		if !q.inOrder {
