@@ -28,6 +28,8 @@ type GuestToGuestOptions struct {
 	Duration time.Duration
 	// Both sends in both directions; else only from the first guest to the second.
 	Both bool
+	// Packed and InOrder are what the guests' drivers accept beside the usual: packed rings, chains used in order.
+	Packed, InOrder bool
 	// QueueSize of each virtqueue. Zero: 1024.
 	QueueSize int
 	// WorkerCPU and GuestCPU are where worker and load generator run.
@@ -48,6 +50,18 @@ type GuestToGuestResult struct {
 	Pauses Pauses
 }
 
+// features are what the guests' drivers accept.
+func (o *GuestToGuestOptions) features() (all uint64) {
+	all = vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf
+	if o.Packed {
+		all |= vnet.FeaturePacked
+	}
+	if o.InOrder {
+		all |= vnet.FeatureInOrder
+	}
+	return all
+}
+
 // GuestToGuest moves frames between two guests over one worker as fast as it goes. The generator, one pinned thread, is the driver's side of both
 // guests.
 func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResult, error) {
@@ -63,7 +77,7 @@ func GuestToGuest(ctx context.Context, o GuestToGuestOptions) (*GuestToGuestResu
 	var guests [2]*vnettest.Guest
 	var links [2]*dataplane.Link
 	for i := range guests {
-		if guests[i], err = vnettest.New(vnettest.Options{QueueSize: o.QueueSize}); err != nil {
+		if guests[i], err = vnettest.New(vnettest.Options{QueueSize: o.QueueSize, Features: o.features()}); err != nil {
 			return nil, err
 		}
 		defer guests[i].Close()

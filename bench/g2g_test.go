@@ -16,9 +16,9 @@ const (
 // One pinned worker, guest to guest with a lookup and a judgement of each frame's source, while garbage collections are forced: every frame is
 // accounted for, and the collector finds the worker in time. The rate is held by TestGuestToGuestVirtioUser.
 func TestGuestToGuest(t *testing.T) {
-	for _, both := range []bool{false, true} {
-		t.Run(fmt.Sprintf("both=%v", both), func(t *testing.T) {
-			o := GuestToGuestOptions{Both: both, WorkerCPU: 0, GuestCPU: 1, Collections: 100}
+	for _, o := range []GuestToGuestOptions{{}, {Both: true}, {Packed: true}, {Packed: true, InOrder: true}} {
+		t.Run(fmt.Sprintf("both=%v packed=%v inOrder=%v", o.Both, o.Packed, o.InOrder), func(t *testing.T) {
+			o.WorkerCPU, o.GuestCPU, o.Collections = 0, 1, 100
 			if testing.Short() {
 				o.Duration, o.Collections = 200*time.Millisecond, 10
 			}

@@ -47,8 +47,10 @@ type Report struct {
 // Scenarios are all there are, by name.
 func Scenarios() []Scenario {
 	all := []Scenario{
-		{"guest-to-guest", "one guest sends to another on the same host, through the switch", guestToGuest(false)},
-		{"guest-to-guest-both", "two guests on the same host send to each other", guestToGuest(true)},
+		{"guest-to-guest", "one guest sends to another on the same host, through the switch", guestToGuest(GuestToGuestOptions{})},
+		{"guest-to-guest-both", "two guests on the same host send to each other", guestToGuest(GuestToGuestOptions{Both: true})},
+		{"guest-to-guest-packed", "guest-to-guest with packed rings", guestToGuest(GuestToGuestOptions{Packed: true})},
+		{"guest-to-guest-in-order", "guest-to-guest with packed rings used in order", guestToGuest(GuestToGuestOptions{Packed: true, InOrder: true})},
 		{"guest-to-wire", "a guest sends into a VXLAN network; needs an interface whose peer takes what comes", guestToWire},
 	}
 	slices.SortFunc(all, func(a, b Scenario) int { return cmp.Compare(a.Name, b.Name) })
@@ -68,11 +70,10 @@ func (s Scenario) Run(ctx context.Context, o Options) (*Report, error) {
 	return &Report{Scenario: s.Name, At: time.Now(), Metrics: metrics}, nil
 }
 
-func guestToGuest(both bool) func(context.Context, Options) ([]Metric, error) {
+func guestToGuest(g GuestToGuestOptions) func(context.Context, Options) ([]Metric, error) {
 	return func(ctx context.Context, o Options) ([]Metric, error) {
-		r, err := GuestToGuest(ctx, GuestToGuestOptions{
-			FrameLen: o.FrameLen, Duration: o.Duration, Both: both, WorkerCPU: o.WorkerCPU, GuestCPU: o.GuestCPU, Collections: 100,
-		})
+		g.FrameLen, g.Duration, g.WorkerCPU, g.GuestCPU, g.Collections = o.FrameLen, o.Duration, o.WorkerCPU, o.GuestCPU, 100
+		r, err := GuestToGuest(ctx, g)
 		if err != nil {
 			return nil, err
 		}
