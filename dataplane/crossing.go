@@ -186,7 +186,37 @@ func (w *Worker) deliver(o *outbox) {
 		r.filled++
 	}
 	o.n = 0
+	if r.halfFull() {
+		w.full |= o.bit()
+	}
 	w.depart(o)
+}
+
+// Half of a crossing is for those who do not flood it. A link that leaves it more than half full is not polled before it is emptier, if what it would
+// bring can wait (Link.Patient); so frames of the others find room.
+
+// halfFull is the producer's.
+func (r *ring[T]) halfFull() bool {
+	half := uint32(len(r.slots)) / 2
+	if r.filled-r.seen <= half {
+		return false
+	}
+	r.seen = r.head.Load()
+	return r.filled-r.seen > half
+}
+
+// bit stands for the outbox in a set. Of more than 64 workers, those beyond have none.
+func (o *outbox) bit() uint64 { return 1 << o.worker.Index() }
+
+// crowded tells whether a link has to wait for another worker.
+func (w *Worker) crowded(l *Link) bool {
+	for i := range w.boxes {
+		if o := &w.boxes[i]; o.ring != nil && l.crowds&o.bit() != 0 && o.ring.frames.halfFull() {
+			return true
+		}
+	}
+	l.crowds = 0
+	return false
 }
 
 // depart shows the other worker what lies in the crossing.

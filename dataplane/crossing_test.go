@@ -297,3 +297,34 @@ func TestCrossingAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a round", n)
 	}
 }
+
+// A link that floods another worker waits while that does not keep up, and what others send it crosses.
+func TestFloodLeavesRoomToCross(t *testing.T) {
+	workers, links, ports := across(t, 8192)
+	small, sp := dataplanetest.NewLink("small")
+	small.Forwarder = to{links[1]}
+	workers[0].Do(func() { workers[0].Add(small) })
+	ports[1].Discard = true
+	links[0].Patient, small.Patient = true, true
+	const flood, few = 5000, 50
+	for range flood {
+		ports[0].FeedBytes([]byte("flood"))
+	}
+	for i := range 100 { // the other worker does nothing
+		if i%2 == 0 {
+			sp.FeedBytes([]byte("small"))
+		}
+		workers[0].Round()
+	}
+	if n := links[1].Counters.Drops(dataplane.DropQueueFull); n != 0 || ports[0].Waiting() == 0 {
+		t.Errorf("%d dropped of those that could have waited, %d wait", n, ports[0].Waiting())
+	}
+	for range 200 {
+		workers[1].Round()
+		workers[0].Round()
+	}
+	workers[1].Round()
+	if n := links[1].Counters.TxPackets.Load(); n != flood+few {
+		t.Errorf("%d of %d crossed", n, flood+few)
+	}
+}

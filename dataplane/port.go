@@ -99,6 +99,9 @@ type Link struct {
 	// Ready: the port takes frames. Of a port with several links, such as the queue pairs of a guest, those that are not ready get none. Written by
 	// the port, and only by one that may not be ready; read by forwarders.
 	Ready atomic.Bool
+	// Patient: what the port does not bring at once it brings later, and nothing is lost by that, as with a guest's ring. While another worker does not
+	// keep up with what the link sends it, the link is not polled. Set before the link is added to its worker.
+	Patient bool
 	// Limits bound what comes in and goes out; nil: nothing does. Several links may share one. Set by anybody at any time.
 	Limits [2]atomic.Pointer[Limit]
 	// Tap is shown what passes, while somebody captures; nil: nobody does. Set by anybody at any time.
@@ -107,6 +110,7 @@ type Link struct {
 	// owner polls the link; nil: nobody. Written by it, within Do, and read by every worker that has a frame for the link.
 	owner   atomic.Pointer[Worker]
 	quantum quantum
+	crowds  uint64 // of a patient link: the workers, by bits, with which its last batch left too little room to cross
 
 	// out holds frames on their way to Port.Transmit, at most until the end of the batch that brought them.
 	out   [Quantum]*frame.Frame

@@ -53,6 +53,7 @@ type Worker struct {
 
 	// To and from other workers; see crossing.go.
 	boxes     []outbox // by the other's Index
+	full      uint64   // those of them, by bits, whose crossing has become half full
 	crossings []*crossing
 	parcels   [Quantum]parcel // being unloaded
 	arrived   Link            // where they come from
@@ -187,6 +188,7 @@ func (w *Worker) countFree() {
 func (w *Worker) Add(s Source) {
 	if l, ok := s.(*Link); ok {
 		l.owner.Store(w)
+		l.crowds = 0
 		w.links = append(w.links, l)
 		w.dirty = append(make([]*Link, 0, len(w.links)), w.dirty...) // room for all, so that Send never grows it
 	}
@@ -233,6 +235,9 @@ func without[T comparable](from []T, x T) []T {
 // Poll moves one quantum of frames from the link's port to where its forwarder wants them.
 func (l *Link) Poll() (n int) {
 	w := l.owner.Load()
+	if l.crowds != 0 && w.crowded(l) {
+		return 0
+	}
 	most := l.quantum.turn()
 	if limit := l.Limits[In].Load(); limit != nil {
 		most = limit.frames(w.now, most)
@@ -257,8 +262,12 @@ func (l *Link) Poll() (n int) {
 	if tap := l.Tap.Load(); tap != nil {
 		tap.Frames(w.Index(), In, w.batch[:n])
 	}
+	w.full = 0
 	l.Forwarder.Forward(w, l, w.batch[:n])
 	w.flush()
+	if l.Patient {
+		l.crowds = w.full
+	}
 	l.Port.Release()
 	return n
 }

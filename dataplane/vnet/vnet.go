@@ -132,7 +132,7 @@ func New(o Options) (*Device, error) {
 	}
 	d.state.Store(&State{})
 	for i, p := range d.pairs {
-		o.Pairs[i].Link.Port = p
+		o.Pairs[i].Link.Port, o.Pairs[i].Link.Patient = p, true
 	}
 	return d, nil
 }
