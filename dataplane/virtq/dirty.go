@@ -37,8 +37,8 @@ type extent struct {
 const nowhere = 1 << 63
 
 // SetLog has everything the device writes marked in a log from now on; nil: no more. used is the guest address of the used ring, or of
-// the device event suppression structure, as the front-end tells it. Of chains that are under way the log learns nothing, unless
-// the queue is Lasting.
+// the device event suppression structure. It may be called while the queue runs, between two rounds, and allocates. Of chains that are under way the log
+// learns nothing, unless the queue is Lasting.
 func (q *Device) SetLog(log *guestmem.Log, used uint64) {
 	d := &q.dirty
 	switch keep := log != nil || d.lasting; {
