@@ -21,6 +21,7 @@ type veth struct {
 
 	mu      sync.Mutex // what follows, for who only reports; changed with engine.mu held
 	index   int        // of the interface; 0: none is open
+	mtu     int        // of the interface
 	program *bpf.PortProgram
 	queues  []*vethQueue
 	failed  error // why it could not be opened
@@ -34,6 +35,14 @@ type vethQueue struct {
 
 // dropNoInterface is for what is sent to a port while its interface is away.
 var dropNoInterface = dataplane.NewReason("port-no-interface", "the port's interface is gone, or cannot be taken into service")
+
+// dropPortFull is what the kernel drops by itself: first the frames run out that lie ready, or the receive ring does.
+var dropPortFull = dataplane.NewReason("port-receive-full",
+	"the other end of the port's interface sends more than the port's limit lets in, or its worker takes, and so much waits that no more can")
+
+// dropPortNoSocket is for what the XDP program drops by itself.
+var dropPortNoSocket = dataplane.NewReason("port-no-socket",
+	"the packet arrived on a queue of the port's interface that the port does not serve: raise its queues; or just when the interface came into service")
 
 // newVeth makes the device of a port.
 func (e *engine) newVeth(p *port) error {
@@ -71,7 +80,7 @@ func (v *veth) open(p *port) (err error) {
 		return refused(err, bpf.ErrBusy)
 	}
 	v.mu.Lock()
-	v.program, v.index = program, device.Index
+	v.program, v.index, v.mtu = program, device.Index, device.MTU
 	v.mu.Unlock()
 	for i, pair := range p.pairs {
 		q := &vethQueue{}
@@ -154,11 +163,12 @@ func (v *veth) stop(p *port) error {
 
 // look sees to what became of the interface.
 func (v *veth) look(p *port) {
-	index := 0
+	index, mtu := 0, 0
 	if link, err := netlink.LinkByName(v.name); err == nil {
-		index = link.Attrs().Index
+		index, mtu = link.Attrs().Index, link.Attrs().MTU
 	}
 	if index == v.index && index != 0 {
+		v.setMTU(p, mtu)
 		return
 	}
 	log := v.engine.log.With("port", p.config.Name, "interface", v.name)
@@ -179,6 +189,21 @@ func (v *veth) look(p *port) {
 		log.Error("cannot take the interface back into service", "error", err)
 	}
 	v.setFailed(err)
+}
+
+// setMTU follows a change of the interface's MTU.
+func (v *veth) setMTU(p *port, mtu int) {
+	if mtu == v.mtu {
+		return
+	}
+	if err := v.program.SetMTU(mtu); err != nil {
+		v.engine.log.Error("the port goes on with the MTU that its interface had", "port", p.config.Name, "interface", v.name, "mtu", v.mtu, "error", err)
+		return
+	}
+	for i, q := range v.queues {
+		p.pairs[i].worker.Do(func() { q.port.SetMTU(mtu) })
+	}
+	v.mtu = mtu
 }
 
 func (v *veth) setFailed(err error) {
@@ -220,8 +245,7 @@ func (v *veth) hardware() control.Counters {
 	c := newCounters()
 	for _, q := range v.queues {
 		if k, err := q.socket.Statistics(); err == nil {
-			lost(&c, xsk.DropNoFrame, k.RxDropped)
-			lost(&c, xsk.DropReceiveFull, k.RxRingFull)
+			lost(&c, dropPortFull, k.RxDropped+k.RxRingFull)
 		}
 	}
 	if v.program != nil {
@@ -230,7 +254,7 @@ func (v *veth) hardware() control.Counters {
 			c.More["xdp-"+verdict.Verdict] += verdict.Packets
 			switch verdict.Verdict {
 			case "drop-no-socket":
-				lost(&c, dropNoSocket, verdict.Packets)
+				lost(&c, dropPortNoSocket, verdict.Packets)
 			case "drop-too-long":
 				lost(&c, dropUnsegmented, verdict.Packets)
 			}
