@@ -38,18 +38,31 @@ type Iperfed struct {
 // address on the other.
 func Iperf(ctx context.Context, server, client Runner, address string, o IperfOptions) (Iperfed, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	served := make(chan error, 1)
+	var output string
 	go func() {
-		_, err := server.Run(ctx, "iperf3", "-s", "-1", "-J")
+		out, err := server.Run(ctx, "iperf3", "-s", "-1", "-J")
+		output = out
 		served <- err
+		close(served)
 	}()
 	result, err := iperfClient(ctx, client, address, o, served)
-	cancel()
+	// A server that is about to end would take the next client's connection, and break it.
+	select {
+	case <-served:
+	case <-time.After(serverEnd):
+		cancel()
+		<-served
+	}
 	if err != nil {
-		return result, fmt.Errorf("iperf3 to %s: %w", address, err)
+		return result, fmt.Errorf("iperf3 to %s: %w; the server said: %s", address, err, output)
 	}
 	return result, nil
 }
+
+// serverEnd is how long a server may take to end by itself, a hundred times what it takes.
+const serverEnd = 5 * time.Second
 
 // iperfClient tries until the server listens.
 func iperfClient(ctx context.Context, client Runner, address string, o IperfOptions, served <-chan error) (Iperfed, error) {
