@@ -81,7 +81,7 @@ func newEstate(t *testing.T, ctx context.Context, withB, withPod bool) *estate {
 	}
 	if withPod {
 		e.pod = namespace(t, "pod")
-		e.joinPod(t)
+		e.joinPod(t, over4.mtu)
 		config += fmt.Sprintf("  - {name: pod, network: blue, interface: pod0, mac: %q, ips: [%s, %q]}\n", tenantPod.mac, tenantPod.ip4, tenantPod.ip6)
 	}
 	e.d = start(t, e.host, "shuntd", config)
@@ -113,11 +113,11 @@ func (e *estate) nic(port, mac, properties string) guest.NIC {
 }
 
 // joinPod makes the pod's veth pair, whose two ends have all the offloads that the kernel gives them.
-func (e *estate) joinPod(t *testing.T) {
+func (e *estate) joinPod(t *testing.T, mtu int) {
 	t.Helper()
 	err := netlab.Veth(
-		netlab.End{Namespace: e.host, Name: "pod0", MTU: over4.mtu},
-		netlab.End{Namespace: e.pod, Name: "eth0", MTU: over4.mtu, MAC: tenantPod.mac, Addrs: []string{tenantPod.ip4 + "/24", tenantPod.ip6 + "/64"}}, 1)
+		netlab.End{Namespace: e.host, Name: "pod0", MTU: mtu},
+		netlab.End{Namespace: e.pod, Name: "eth0", MTU: mtu, MAC: tenantPod.mac, Addrs: []string{tenantPod.ip4 + "/24", tenantPod.ip6 + "/64"}}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
