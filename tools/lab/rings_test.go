@@ -140,7 +140,7 @@ func (s *scales) front(t *testing.T, ctx context.Context, r ring, which string) 
 	if is.Ring != format || slices.Contains(is.Features, "MRG_RXBUF") == front.NotMergeable || slices.Contains(is.Features, "IN_ORDER") != front.InOrder {
 		t.Errorf("port %s has %s rings with %v, not %s", name, is.Ring, is.Features, r)
 	}
-	if front.Vectorized && !strings.Contains(p.Output(), "ectorized") {
+	if front.Vectorized && !strings.Contains(p.Output(), "vectorized Rx path") {
 		t.Errorf("testpmd does not say that it works with vectors")
 	}
 	return p
