@@ -16,9 +16,32 @@ const statusNeedsReset = 0x40
 // It may be called on a worker, and does not wait.
 func (b *Backend) Fail(why error) {
 	go func() {
-		if s := b.current(); s != nil && s.fail(why) {
-			b.log.write(slog.LevelWarn, "vhost-user device needs a reset", "reason", why)
+		if s := b.current(); s != nil {
+			b.fail(s, why)
 		}
+	}()
+}
+
+func (b *Backend) fail(s *session, why error) {
+	if s.fail(why) {
+		b.log.write(slog.LevelWarn, "vhost-user device needs a reset", "reason", why)
+	}
+}
+
+// Abandon is Fail, and then Disconnect: of the connection there is at the call, not of the one that the front-end may have made anew by the time
+// it takes effect.
+//
+// It may be called on a worker, and does not wait.
+func (b *Backend) Abandon(why error) {
+	b.mu.Lock()
+	s, c := b.session, b.conn
+	b.mu.Unlock()
+	if s == nil {
+		return
+	}
+	go func() {
+		b.fail(s, why)
+		_ = c.Close()
 	}()
 }
 

@@ -2,6 +2,7 @@ package vhostuser
 
 import (
 	"errors"
+	"os"
 	"sync"
 	"testing"
 
@@ -117,5 +118,29 @@ func TestFailuresAndDescriptors(t *testing.T) {
 	}
 	if signalled != 0 {
 		t.Errorf("%d eventfds of others were signalled", signalled)
+	}
+}
+
+// TestAbandonedOnce: who connects anew at once is not taken for who was abandoned.
+func TestAbandonedOnce(t *testing.T) {
+	d := newFake(t)
+	b := listenFake(t, d, Options{})
+	for i := range 12 { // as many as are served without a pause
+		f := dial(t, b)
+		must(t, f.Barrier())
+		b.Abandon(errors.New("broken"))
+		f.Close()
+		again := dial(t, b)
+		must(t, again.Negotiate(wantAll, wantAll))
+		if s := b.Status().Session; s == nil || s.Failure != "" {
+			t.Fatalf("round %d: %+v", i, s)
+		}
+		again.Close()
+	}
+	f := dial(t, b)
+	must(t, f.Barrier())
+	b.Abandon(errors.New("broken"))
+	if _, err := f.Receive(GetFeatures); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection goes on: %v", err)
 	}
 }

@@ -54,7 +54,7 @@ func (e *engine) newGuest(p *port, n *network) error {
 		e.log.Warn("packed rings of the port's guest do not survive the end of shuntd", "port", c.Name, "reason", err)
 	}
 	o := vnet.Options{
-		Grace: e.grace, Failed: func(why error) { go g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: state,
+		Grace: e.grace, Failed: func(why error) { g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: state,
 	}
 	for _, pair := range p.pairs {
 		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
