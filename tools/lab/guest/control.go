@@ -38,6 +38,7 @@ type control struct {
 	awaited map[int][]chan struct{} // by number of the boot; closed when it is seen
 	lastID  int
 	running map[int]chan answer // each takes one answer
+	early   map[int]answer      // to what another control began
 	err     error               // set when nothing comes any more
 }
 
@@ -47,7 +48,7 @@ type answer struct {
 }
 
 func newControl(conn net.Conn) *control {
-	c := &control{conn: conn, awaited: map[int][]chan struct{}{}, running: map[int]chan answer{}}
+	c := &control{conn: conn, awaited: map[int][]chan struct{}{}, running: map[int]chan answer{}, early: map[int]answer{}}
 	go c.read()
 	return c
 }
@@ -164,5 +165,24 @@ func (c *control) deliver(id int, a answer) {
 	if done, ok := c.running[id]; ok {
 		done <- a
 		delete(c.running, id)
+	} else {
+		c.early[id] = a
 	}
+}
+
+// follow makes c, of the machine into which another's guest moved, what from was: the guest answers here what it was asked there.
+func (c *control) follow(from *control) {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.boots, c.lastID = from.boots, from.lastID
+	for id, done := range from.running {
+		if a, ok := c.early[id]; ok {
+			done <- a
+		} else {
+			c.running[id] = done
+		}
+	}
+	from.running, from.err = map[int]chan answer{}, errGone
 }

@@ -42,6 +42,8 @@ type Options struct {
 	NICs []NIC
 	// Namespace QEMU runs in; nil is the caller's.
 	Namespace *netlab.Namespace
+	// Incoming makes a machine that waits for another to move into it (see Migrate); it must have the same devices.
+	Incoming bool
 	// Dir for QEMU's sockets and the console log; empty makes one in the
 	// temporary directory, which Close removes.
 	Dir string
@@ -71,6 +73,7 @@ type Guest struct {
 	qemu    *netlab.Process
 	qmp     *qmp
 	control *control
+	arrival string // where a machine that moves here is received
 	tmpDir  string // removed by Close if not empty
 	close   sync.Once
 }
@@ -110,9 +113,14 @@ func (g *Guest) start(ctx context.Context, o Options) error {
 		defer listener.Close()
 		listeners[i] = listener
 	}
+	args := o.arguments(g.console, paths[0], paths[1])
+	if o.Incoming {
+		g.arrival = "unix:" + filepath.Join(dir, o.Name+".arrival")
+		args = append(args, "-incoming", g.arrival)
+	}
 	// The process outlives the caller's context: a guest is ended by Close.
 	var err error
-	g.qemu, err = netlab.Start(o.Namespace.Command(context.Background(), "qemu-system-x86_64", o.arguments(g.console, paths[0], paths[1])...))
+	g.qemu, err = netlab.Start(o.Namespace.Command(context.Background(), "qemu-system-x86_64", args...))
 	if err != nil {
 		return fmt.Errorf("start QEMU: %w", err)
 	}
@@ -123,7 +131,7 @@ func (g *Guest) start(ctx context.Context, o Options) error {
 		}
 	}
 	g.control = newControl(conns[0])
-	if g.qmp, err = newQMP(conns[1]); err != nil {
+	if g.qmp, err = newQMP(conns[1]); err != nil || o.Incoming {
 		return err
 	}
 	return g.waitReady(ctx, 1)

@@ -35,6 +35,20 @@ func (q *qmp) close() { q.conn.Close() }
 
 // execute runs a command without arguments and waits for its answer.
 func (q *qmp) execute(ctx context.Context, command string) error {
+	return q.ask(ctx, command, nil, nil)
+}
+
+// ask runs a command with arguments, if there are any, and takes its answer, if that is wanted.
+func (q *qmp) ask(ctx context.Context, command string, arguments map[string]any, answer any) error {
+	fail := func(err error) error { return fmt.Errorf("QEMU monitor command %s: %w", command, err) }
+	request := map[string]any{"execute": command}
+	if arguments != nil {
+		request["arguments"] = arguments
+	}
+	line, err := json.Marshal(request)
+	if err != nil {
+		return fail(err)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -42,8 +56,8 @@ func (q *qmp) execute(ctx context.Context, command string) error {
 			return err
 		}
 	}
-	if _, err := fmt.Fprintf(q.conn, "{\"execute\":%q}\n", command); err != nil {
-		return fmt.Errorf("QEMU monitor command %s: %w", command, err)
+	if _, err := q.conn.Write(append(line, '\n')); err != nil {
+		return fail(err)
 	}
 	for {
 		var reply struct {
@@ -51,13 +65,16 @@ func (q *qmp) execute(ctx context.Context, command string) error {
 			Error  *struct{ Desc string }
 		}
 		if err := q.in.Decode(&reply); err != nil {
-			return fmt.Errorf("QEMU monitor command %s: %w", command, err)
+			return fail(err)
 		}
 		if reply.Error != nil {
-			return fmt.Errorf("QEMU monitor command %s: %s", command, reply.Error.Desc)
+			return fail(errors.New(reply.Error.Desc))
 		}
 		if reply.Return != nil {
-			return nil
+			if answer == nil {
+				return nil
+			}
+			return json.Unmarshal(reply.Return, answer)
 		}
 	}
 }
