@@ -39,11 +39,11 @@ func TestContainer(t *testing.T) {
 	t.Run("addresses", func(t *testing.T) {
 		run(t, e.pod, "ip", "addr", "add", "10.4.0.99/24", "dev", "eth0")
 		since := e.since(t)
-		if p, err := peer.Ping(ctx, podFrom{e.pod, "10.4.0.99"}, over4.guest4, peer.PingOptions{Count: 2, Wait: time.Second}); err != nil || p.Received > 0 {
+		if p, err := peer.Ping(ctx, podFrom{e.pod, "10.4.0.99"}, over4.guest4, peer.PingOptions{Count: 1, Wait: time.Second}); err != nil || p.Received > 0 {
 			t.Errorf("%d answers to an address that is not the pod's (%v)", p.Received, err)
 		}
-		if n := since()["port pod spoofed-ip"]; n < 2 {
-			t.Errorf("%d packets were dropped as spoofed-ip, want 2", n)
+		if n := since()["port pod spoofed-ip"]; n == 0 {
+			t.Error("no packet was dropped as spoofed-ip")
 		}
 		run(t, e.pod, "ip", "addr", "del", "10.4.0.99/24", "dev", "eth0")
 	})
@@ -100,13 +100,14 @@ func (e *estate) podRules(t *testing.T, ctx context.Context) {
 	since := e.since(t)
 	e.shuntctl(t, "acl", "set", "pod", "--rule", "allow in icmp from "+over4.guest4+" type 8", "--rule", "allow out tcp to "+over4.peer4)
 	pings(t, ctx, e.a, tenantPod.ip4, 56, 8000)
-	silence(t, ctx, e.far, tenantPod.ip4)
-	silence(t, ctx, e.pod, over4.peer4)
+	if e.pinged(t, ctx, e.far, tenantPod.ip4) || e.pinged(t, ctx, e.pod, over4.peer4) {
+		t.Error("the pod and the peer can ping each other")
+	}
 	e.tcp(t, ctx, e.far, e.pod, over4.peer4, peer.IperfOptions{Rate: 10e6, Reverse: true})
 	n := since()
 	in, out := n["uplink up4 acl-denied-in"], n["port pod acl-denied-out"] // counted where they came from
-	if in < 2 || out < 2 {
-		t.Errorf("%d packets to the pod and %d of it were denied, want 2 each", in, out)
+	if in == 0 || out == 0 {
+		t.Errorf("%d packets to the pod and %d of it were denied", in, out)
 	}
 	t.Logf("denied: %d in, %d out", in, out)
 	e.shuntctl(t, "acl", "remove", "pod")

