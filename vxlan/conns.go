@@ -37,7 +37,7 @@ type conn struct {
 }
 
 // connKey names a flow as its port sees it: the addresses here and there, and ports<<32 | ports<<16 here and there, protocol, connIP. An ICMP request
-// has its identifier in place of the port of the side that asks.
+// has its identifier in place of the port of the side that asks, and its type in place of the other one.
 type connKey struct {
 	here, there acl.Address
 	last        uint64

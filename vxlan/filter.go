@@ -138,12 +138,12 @@ func (k *packet) asks() bool {
 func (k *packet) flow(d acl.Direction) (key connKey, ok bool) {
 	from, to := uint64(k.SourcePort), uint64(k.DestinationPort)
 	if k.Protocol == wire.ProtoICMPv4 || k.Protocol == wire.ProtoICMPv6 {
-		_, replies := k.Answers()
+		asked, replies := k.Answers()
 		switch {
 		case k.asks():
-			from = uint64(k.echo)
+			from, to = uint64(k.echo), uint64(k.Type)
 		case replies:
-			to = uint64(k.echo)
+			from, to = uint64(asked.Type), uint64(k.echo)
 		default:
 			return key, false
 		}
@@ -171,11 +171,8 @@ func (key *connKey) tuple(s connState) (t acl.Tuple) {
 		t.Source, t.Destination = key.there, key.here
 		t.SourcePort, t.DestinationPort = t.DestinationPort, t.SourcePort
 	}
-	switch t.Protocol {
-	case wire.ProtoICMPv4:
-		t.Type, t.SourcePort, t.DestinationPort = 8, 0, 0
-	case wire.ProtoICMPv6:
-		t.Type, t.SourcePort, t.DestinationPort = 128, 0, 0
+	if t.Protocol == wire.ProtoICMPv4 || t.Protocol == wire.ProtoICMPv6 {
+		t.Type, t.SourcePort, t.DestinationPort = uint8(t.DestinationPort), 0, 0
 	}
 	return t
 }

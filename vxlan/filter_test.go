@@ -179,6 +179,31 @@ func TestPingsAndErrors(t *testing.T) {
 	}
 }
 
+// A flow of one kind of question says nothing of another kind: rules that let pings in let no timestamp request in behind them, nor its reply out.
+func TestQuestionsAreNotMixedUp(t *testing.T) {
+	eachWay(t, "allow in icmp type 8", func(t *testing.T, g *guarded) {
+		in := func(kind uint8) bool {
+			return g.in(icmpFrame(t, mac1, mac2, "10.0.0.1", "10.0.0.2", kind, 7, make([]byte, 12)))
+		}
+		out := func(kind uint8) bool {
+			return g.out(icmpFrame(t, mac2, mac1, "10.0.0.2", "10.0.0.1", kind, 7, make([]byte, 12)))
+		}
+		const reply, request, timestamp, timestampReply = 0, 8, 13, 14
+		g.want(in(request), true, "ping")
+		g.want(out(timestampReply), false, "the reply to another question")
+		g.want(in(timestamp), false, "another question of the same identifier")
+		g.want(out(reply), true, "reply")
+	})
+	eachWay(t, "allow in icmp type 13", func(t *testing.T, g *guarded) {
+		const timestamp, timestampReply = 13, 14
+		g.want(g.in(icmpFrame(t, mac1, mac2, "10.0.0.1", "10.0.0.2", timestamp, 7, make([]byte, 12))), true, "question")
+		p := g.sw.ports["a"].config
+		p.ACL = parsePolicy("allow in icmp type 13\nallow in udp")
+		g.must(g.sw.SetPort(p))
+		g.want(g.out(icmpFrame(t, mac2, mac1, "10.0.0.2", "10.0.0.1", timestampReply, 7, make([]byte, 12))), true, "reply, judged anew by what began it")
+	})
+}
+
 // Long echo requests and replies come in fragments.
 func TestPingsInFragments(t *testing.T) {
 	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
