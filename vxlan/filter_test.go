@@ -296,6 +296,21 @@ func TestRulesChange(t *testing.T) {
 	})
 }
 
+// Nobody in the network that a port moves to is answered: whoever has the same address there is somebody else.
+func TestFlowsEndWithTheNetwork(t *testing.T) {
+	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
+		g.network(Network{Name: "red"})
+		c, _ := g.attachTo(Port{Name: "c", Network: "red", MAC: mac2}, 1)
+		g.want(g.out(g.udp(true, 53, 1000)), true, "question")
+		p := g.sw.ports["a"].config
+		p.Network = "red"
+		g.must(g.sw.SetPort(p))
+		g.want(g.passes(c[0], g.a, g.udp(false, 53, 1000)), false, "reply by another network's station")
+		g.want(g.passes(g.a, c[0], g.udp(true, 53, 1000)), true, "question there")
+		g.want(g.passes(c[0], g.a, g.udp(false, 53, 1000)), true, "reply")
+	})
+}
+
 // What goes to everybody is judged for each; ARP and neighbour discovery pass.
 func TestFilteredFlood(t *testing.T) {
 	eachWay(t, "allow in udp to any port 2000", func(t *testing.T, g *guarded) {

@@ -331,6 +331,9 @@ func (s *Switch) SetPort(p Port) error {
 	again := p.Network != old.config.Network || p.AntiSpoof != old.config.AntiSpoof || p.LearnLimit != old.config.LearnLimit
 	r.config = p
 	s.filter(r, old.config.ACL)
+	if p.Network != old.config.Network && r.filter != nil {
+		r.filter = r.filter.anew(s, p.FlowLimit)
+	}
 	if again {
 		s.networks[old.config.Network].dirty = true
 		r.serial = s.serial()
@@ -463,13 +466,19 @@ func (s *Switch) filter(r *portRecord, was *acl.Policy) {
 	if old != nil {
 		o.Previous, next.conns, next.fragments = old.rules, old.conns, old.fragments
 	} else {
-		next.conns = newConns(r.config.FlowLimit, s.seed)
-		for range s.lanes {
-			next.fragments = append(next.fragments, new(fragments))
-		}
+		next = next.anew(s, r.config.FlowLimit)
 	}
 	next.rules = acl.Compile(*policy, o)
 	r.filter = next
+}
+
+// anew is a filter of the same rules that has allowed nothing yet. A port takes it along to another network, where the same addresses are others'.
+func (x *filter) anew(s *Switch, flows int) *filter {
+	next := &filter{rules: x.rules, version: x.version, conns: newConns(flows, s.seed)}
+	for range s.lanes {
+		next.fragments = append(next.fragments, new(fragments))
+	}
+	return next
 }
 
 // newLearned makes each worker's tables for what it learns in a network.
