@@ -2,6 +2,7 @@ package vhostuser
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
 )
@@ -28,11 +29,11 @@ func (b *Backend) fail(s *session, why error) {
 	}
 }
 
-// Abandon is Fail, and then Disconnect: of the connection there is at the call, not of the one that the front-end may have made anew by the time
-// it takes effect.
+// Abandon is Fail, and a while later Disconnect: of the connection there is at the call, not of the one that the front-end may have made anew by
+// then.
 //
 // It may be called on a worker, and does not wait.
-func (b *Backend) Abandon(why error) {
+func (b *Backend) Abandon(why error, after time.Duration) {
 	b.mu.Lock()
 	s, c := b.session, b.conn
 	b.mu.Unlock()
@@ -41,6 +42,7 @@ func (b *Backend) Abandon(why error) {
 	}
 	go func() {
 		b.fail(s, why)
+		b.pause(after)
 		_ = c.Close()
 	}()
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,13 +126,15 @@ func TestFailuresAndDescriptors(t *testing.T) {
 func TestAbandonedOnce(t *testing.T) {
 	d := newFake(t)
 	b := listenFake(t, d, Options{})
-	for i := range 12 { // as many as are served without a pause
+	for i := range 5 {
 		f := dial(t, b)
 		must(t, f.Barrier())
-		b.Abandon(errors.New("broken"))
+		b.Abandon(errors.New("broken"), 20*time.Millisecond)
 		f.Close()
 		again := dial(t, b)
 		must(t, again.Negotiate(wantAll, wantAll))
+		time.Sleep(30 * time.Millisecond)
+		must(t, again.Barrier())
 		if s := b.Status().Session; s == nil || s.Failure != "" {
 			t.Fatalf("round %d: %+v", i, s)
 		}
@@ -139,7 +142,7 @@ func TestAbandonedOnce(t *testing.T) {
 	}
 	f := dial(t, b)
 	must(t, f.Barrier())
-	b.Abandon(errors.New("broken"))
+	b.Abandon(errors.New("broken"), 20*time.Millisecond)
 	if _, err := f.Receive(GetFeatures); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the connection goes on: %v", err)
 	}

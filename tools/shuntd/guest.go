@@ -128,14 +128,12 @@ func (g *guest) stop(p *port) error {
 // hangUpAfter is how long a front-end has to hear what is wrong before its connection ends.
 const hangUpAfter = 20 * time.Millisecond
 
-// hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew.
+// hangUp ends the connection of a guest that broke the rules, so that its front-end can begin anew. The worker that noticed calls it.
 func (g *guest) hangUp(name string, why error) {
-	g.engine.log.Warn("port out of service until its front-end connects again", "port", name, "reason", why)
 	if b := g.backend.Load(); b != nil {
-		b.Fail(why)
-		time.Sleep(hangUpAfter)
-		b.Disconnect()
+		b.Abandon(why, hangUpAfter)
 	}
+	go g.engine.log.Warn("port out of service until its front-end connects again", "port", name, "reason", why)
 }
 
 // status implements device.
