@@ -73,6 +73,9 @@ func (q *Device) SetLog(log *guestmem.Log, used uint64) {
 	}
 }
 
+// LoseLog ends marking in a log that cannot be written any more. It touches no memory but ours.
+func (q *Device) LoseLog() { q.dirty.log = nil }
+
 // remember keeps where the device may write in a chain.
 func (d *dirty) remember(c *Chain, m *guestmem.Map) {
 	d.forget(c.Head) // a chain that went back, or a driver's that offers a head twice

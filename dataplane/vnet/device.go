@@ -22,13 +22,12 @@ type Device struct {
 	mtu    uint16
 	file   *stateFile // nil: none
 	state  atomic.Pointer[State]
-	log    atomic.Pointer[guestmem.Log] // for writes to guest memory; nil: nobody wants to know
 
 	mu       sync.Mutex // held by control calls and by Move, never by a worker
 	features uint64
 	memory   *guestmem.Map
 	files    []memoryFile  // what memory's regions are mapped from
-	given    *guestmem.Log // the front-end's; log, while it is wanted
+	given    *guestmem.Log // the front-end's; the pairs have it while it is wanted
 }
 
 var (
@@ -113,10 +112,11 @@ func (d *Device) Offer() vhostuser.Offer {
 func (d *Device) SetFeatures(features uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.setFeatures(features)
+	d.setFeatures(features)
+	return nil
 }
 
-func (d *Device) setFeatures(features uint64) error {
+func (d *Device) setFeatures(features uint64) {
 	d.features = features
 	d.update(func(s *State) { s.Features = features })
 	offers := offersOf(features)
@@ -124,7 +124,7 @@ func (d *Device) setFeatures(features uint64) error {
 		p.offers = offers
 		p.link.Offloads.Store(offers.takes)
 	})
-	return d.relog()
+	d.relog()
 }
 
 // SetMTU implements vhostuser.MTUSetter: the front-end tells what it will tell its guest.
@@ -184,7 +184,7 @@ func (p *Pair) start(c vhostuser.VringConfig) error {
 	if !ok {
 		return errors.New("its tables are outside the guest's memory")
 	}
-	base, place, err := d.position(c, l, packed)
+	base, place, err := p.position(c, l, packed)
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (p *Pair) start(c vhostuser.VringConfig) error {
 		EventIdx: d.features&FeatureEventIdx != 0,
 		Indirect: d.features&FeatureIndirect != 0,
 		InOrder:  d.features&FeatureInOrder != 0,
-		Log:      d.log.Load(), UsedLog: log,
+		Log:      p.log, UsedLog: log,
 	})
 	if err != nil {
 		return err
@@ -272,7 +272,7 @@ func (d *Device) Disconnected() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.given = nil
-	_ = d.setFeatures(0)                      // no ring runs
+	d.setFeatures(0)                          // no ring runs
 	d.update(func(s *State) { *s = State{} }) // why a pair failed stays, until somebody connects again
 	d.each(func(p *Pair) { p.announcing = 0 })
 	d.discard(d.swap(nil))

@@ -1,8 +1,6 @@
 package vnet
 
 import (
-	"errors"
-
 	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 )
@@ -17,38 +15,33 @@ func (d *Device) SetLog(log *guestmem.Log) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.given = log
-	return d.relog()
+	d.relog()
+	return nil
 }
 
-// relog makes the log that which features and front-end ask for.
-func (d *Device) relog() (err error) {
+// relog makes the log that which features and front-end ask for, of all pairs: one whose memory turns out to be gone is out of service then, and
+// marks nothing.
+func (d *Device) relog() {
 	log := d.given
 	if d.features&vhostuser.FeatureLogAll == 0 {
 		log = nil
 	}
-	if log == d.log.Load() {
-		return nil
-	}
-	if log != nil {
-		d.log.Store(log) // first, since Fault asks for it
-	}
-	for _, p := range d.pairs {
-		err = errors.Join(err, p.on(func() error {
-			for _, q := range []*queue{&p.rx, &p.tx} {
-				if q.ring != nil {
-					q.ring.SetLog(log, q.log)
-				}
+	d.each(func(p *Pair) {
+		if p.log == log {
+			return
+		}
+		p.log = log
+		for _, q := range []*queue{&p.rx, &p.tx} {
+			if q.ring != nil {
+				q.ring.SetLog(log, q.log)
 			}
-			return nil
-		}))
-	}
-	d.log.Store(log)
-	return err
+		}
+	})
 }
 
 // markRing tells the log that descriptors of a packed ring were put in order.
-func (d *Device) markRing(desc []byte) {
-	if addr, ok := d.memory.Guest(desc); ok {
-		d.log.Load().Mark(addr, uint64(len(desc)))
+func (p *Pair) markRing(desc []byte) {
+	if addr, ok := p.memory.Guest(desc); ok {
+		p.log.Mark(addr, uint64(len(desc)))
 	}
 }

@@ -27,6 +27,7 @@ type Pair struct {
 
 	// The worker's, and between two rounds the control side's.
 	memory *guestmem.Map // of the guest; nil before the table came
+	log    *guestmem.Log // for writes to it; nil: nobody wants to know
 	tx     queue         // transmitq: the guest fills it
 	rx     queue         // receiveq: we fill it
 	offers offers        // what the features let the guest ask for, and us
@@ -108,19 +109,30 @@ func (p *Pair) Fault(address uintptr) bool {
 	switch {
 	case p.memory != nil && p.memory.Contains(address):
 		what = "the guest's memory"
-	case p.device.log.Load().Contains(address):
+	case p.log.Contains(address):
 		what = "the dirty log of the guest's migration"
 	default:
 		return false
 	}
 	why := fmt.Errorf("%s went away at %#x while in use", what, address)
+	p.forgo()
 	for _, sibling := range p.device.pairs {
 		if sibling != p && sibling.owner.Load() == p.owner.Load() && sibling.running.Load() != 0 {
+			sibling.forgo()
 			sibling.end(why)
 		}
 	}
 	p.fail(why)
 	return true
+}
+
+// forgo ends marking without a look at the log: it may be what is gone, and with memory gone there is nothing to migrate.
+func (p *Pair) forgo() {
+	for _, q := range []*queue{&p.tx, &p.rx} {
+		if q.ring != nil {
+			q.ring.LoseLog()
+		}
+	}
 }
 
 // fail takes the pair out of service: its rings are not looked at again until they are started anew.

@@ -143,7 +143,8 @@ func (s *place) fresh(inOrder bool) bool {
 }
 
 // position is where a ring goes on, and where that is to be kept. On the worker.
-func (d *Device) position(c vhostuser.VringConfig, l virtq.Layout, packed bool) (base uint16, s *place, err error) {
+func (p *Pair) position(c vhostuser.VringConfig, l virtq.Layout, packed bool) (base uint16, s *place, err error) {
+	d := p.device
 	if !packed {
 		d.file.forget(c.Index)
 		return binary.LittleEndian.Uint16(l.Used[2:]), nil, nil
@@ -170,7 +171,7 @@ func (d *Device) position(c vhostuser.VringConfig, l virtq.Layout, packed bool) 
 		at, ok = s.find(d.features&FeatureInOrder != 0)
 	}
 	if ok {
-		d.markRing(l.Desc)
+		p.markRing(l.Desc)
 	} else {
 		at = told
 		s.record.forget()
