@@ -254,6 +254,9 @@ const (
 	captureRest = 10 * time.Millisecond
 )
 
+// captureBatch is how many packets are written at most before it is looked whether the capture is to end: there may be more and more.
+const captureBatch = 1024
+
 // Run implements control.Capture.
 func (c *capture) Run(ctx context.Context, out io.Writer) error {
 	c.file = pcapng{out: out, buf: make([]byte, 0, pcapngFlush+1<<17)} // with the longest packet behind what is collected
@@ -269,7 +272,7 @@ func (c *capture) Run(ctx context.Context, out io.Writer) error {
 	timer := time.NewTimer(captureNap)
 	defer timer.Stop()
 	for rest := captureNap; ; {
-		some, full, err := c.copy()
+		n, full, err := c.copy()
 		if err == nil {
 			err = c.file.Flush()
 		}
@@ -279,18 +282,33 @@ func (c *capture) Run(ctx context.Context, out io.Writer) error {
 		if full {
 			return c.finish()
 		}
-		if rest = min(2*rest, captureRest); some {
+		switch {
+		case n == captureBatch:
+			rest = 0
+		case n > 0:
 			rest = captureNap
+		default:
+			rest = min(max(2*rest, captureNap), captureRest)
 		}
 		timer.Reset(rest)
 		select {
 		case <-ctx.Done():
-			c.taps.end(c)
-			if _, _, err := c.copy(); err != nil {
-				return err
-			}
-			return c.finish()
+			return c.rest()
 		case <-timer.C:
+		}
+	}
+}
+
+// rest writes what came until the capture was told to end.
+func (c *capture) rest() error {
+	c.taps.end(c)
+	for {
+		n, full, err := c.copy()
+		if err != nil {
+			return err
+		}
+		if full || n == 0 {
+			return c.finish()
 		}
 	}
 }
@@ -327,14 +345,14 @@ func (c *capture) describe() error {
 	return c.file.Flush()
 }
 
-// copy moves what lies in the rings to the file. It tells whether there was something, and whether there is as much as was asked for.
-func (c *capture) copy() (some, full bool, err error) {
+// copy moves up to captureBatch packets that lie in the rings to the file. It tells how many, and whether there are as many as were asked for.
+func (c *capture) copy() (copied int, full bool, err error) {
 	var r dataplane.Record
-	for n := c.packets.Load(); c.source.Read(&r); {
-		some = true
+	for n := c.packets.Load(); copied < captureBatch && c.source.Read(&r); {
+		copied++
 		at, err := c.placeOf(r.Point)
 		if err != nil {
-			return some, false, err
+			return copied, false, err
 		}
 		packet := capturedPacket{iface: at.face.number, queue: at.queue, time: r.Time, length: r.Length, flags: pcapngInbound}
 		switch {
@@ -344,15 +362,15 @@ func (c *capture) copy() (some, full bool, err error) {
 			packet.flags = pcapngOutbound
 		}
 		if err := c.file.packet(packet, r.Data); err != nil {
-			return some, false, err
+			return copied, false, err
 		}
 		n++
 		c.packets.Store(n)
 		if n == c.options.Count {
-			return some, true, nil
+			return copied, true, nil
 		}
 	}
-	return some, false, nil
+	return copied, false, nil
 }
 
 // placeOf finds where a point's packets belong, and describes the interface if it is new.

@@ -277,6 +277,43 @@ func TestCaptureReaderDies(t *testing.T) {
 	}
 }
 
+// busyNet is a caller of a capture for whom there is always more: what it reads is made up for before it comes back.
+type busyNet struct {
+	bed    *captureBed
+	end    func()
+	writes int
+}
+
+func (n *busyNet) Write(b []byte) (int, error) {
+	if n.writes++; n.writes == 10 {
+		n.end()
+	}
+	if n.writes == 200 {
+		return 0, errors.New("it goes on and on")
+	}
+	for range 16 {
+		for range 64 {
+			n.bed.guest.FeedBytes(capturedFrame(1, 1, 1000))
+		}
+		dataplanetest.Settle(n.bed.worker)
+	}
+	return len(b), nil
+}
+
+// A capture ends when it is told to, also if packets come faster than they can be written.
+func TestCaptureEndsUnderLoad(t *testing.T) {
+	b := newCaptureBed(t)
+	c, err := b.taps.capture(control.CaptureOptions{Direction: control.CaptureBoth}, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if err := c.Run(ctx, &busyNet{bed: b, end: cancel}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCaptureRefused(t *testing.T) {
 	b := newCaptureBed(t)
 	for _, test := range []struct {
