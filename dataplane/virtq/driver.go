@@ -200,7 +200,13 @@ func (q *Driver) Used() (head uint16, n uint32, ok bool, err error) {
 		q.batch = usedBatch{open: true, head: head, n: n}
 		return q.usedBatched()
 	}
-	q.reclaim(head)
+	slots := q.end(head)
+	if q.packed {
+		q.ring.used.advance(slots, q.size)
+		q.free = append(q.free, head)
+	} else {
+		q.reclaim(head, int(slots))
+	}
 	return head, n, true, nil
 }
 
@@ -223,29 +229,28 @@ func (q *Driver) usedBatched() (head uint16, n uint32, ok bool, err error) {
 	if n = q.under[head].room; head == q.batch.head {
 		n, q.batch.open = q.batch.n, false
 	}
-	q.oldest = uint16((int(head) + int(q.under[head].slots)) % int(q.size))
-	q.reclaim(head)
+	slots := q.end(head)
+	q.oldest = uint16((int(head) + int(slots)) % int(q.size))
+	q.ring.used.advance(slots, q.size)
 	return head, n, true, nil
 }
 
-// reclaim frees a chain's descriptors, so that the next chain uses them in the same order, and goes on to the next used one.
-func (q *Driver) reclaim(head uint16) {
-	n := q.under[head].slots
+// end takes a chain from those under way.
+func (q *Driver) end(head uint16) (slots uint16) {
+	slots = q.under[head].slots
 	q.under[head].slots = 0
-	q.left += int(n)
-	switch q.usedNext++; {
-	case q.packed:
-		q.ring.used.advance(n, q.size)
-		if !q.inOrder {
-			q.free = append(q.free, head)
-		}
-	case !q.inOrder:
-		at := len(q.free)
-		q.free = q.free[:at+int(n)]
-		for d := head; at < len(q.free); at++ {
-			q.free[at] = d
-			d = q.desc[d].next & q.mask
-		}
+	q.left += int(slots)
+	q.usedNext++
+	return slots
+}
+
+// reclaim frees a chain's descriptors in a split ring, so that the next chain uses them in the same order.
+func (q *Driver) reclaim(head uint16, slots int) {
+	at := len(q.free)
+	q.free = q.free[:at+slots]
+	for d := head; at < len(q.free); at++ {
+		q.free[at] = d
+		d = q.desc[d].next & q.mask
 	}
 }
 
