@@ -286,6 +286,11 @@ func TestKnownChanges(t *testing.T) {
 	if answered("10.0.0.3") {
 		t.Error("after the entry has gone")
 	}
+	both := []Entry{{MAC: mac3, VTEP: peer4, IP: netip.MustParseAddr("10.0.0.3")}, {MAC: mac3, VTEP: peer4, IP: netip.MustParseAddr("10.0.0.33")}}
+	l.network(Network{Name: "blue", VNI: 100, Uplink: "up0", Entries: both})
+	if !answered("10.0.0.3") || !answered("10.0.0.33") {
+		t.Error("a station with two addresses")
+	}
 }
 
 func TestEntryIPRefused(t *testing.T) {

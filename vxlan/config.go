@@ -173,17 +173,17 @@ func (n *Network) validate() error {
 	if n.LearnLimit == 0 {
 		n.LearnLimit = 4096
 	}
-	seen := make(map[wire.MAC]bool, len(n.Entries))
+	seen := make(map[wire.MAC]netip.Addr, len(n.Entries)) // VTEPs
 	for i := range n.Entries {
 		e := &n.Entries[i]
 		if e.MAC == 0 || e.MAC.IsMulticast() {
 			return fmt.Errorf("network %s: entry for %v: %w, must be a guest's own MAC address", n.Name, e.MAC, ErrInvalid)
 		}
-		if seen[e.MAC] {
-			return fmt.Errorf("network %s: two entries for %v: %w", n.Name, e.MAC, ErrConflict)
-		}
-		seen[e.MAC] = true
 		e.VTEP, e.IP = e.VTEP.Unmap(), e.IP.Unmap()
+		if vtep, again := seen[e.MAC]; again && (vtep != e.VTEP || !e.IP.IsValid()) {
+			return fmt.Errorf("network %s: two entries for %v: %w, they must have one VTEP and an IP each", n.Name, e.MAC, ErrConflict)
+		}
+		seen[e.MAC] = e.VTEP
 		if e.IP.IsValid() && (e.IP.IsUnspecified() || e.IP.IsMulticast() || e.IP.Zone() != "") {
 			return fmt.Errorf("network %s: entry for %v: IP %v: %w, must be a unicast address", n.Name, e.MAC, e.IP, ErrInvalid)
 		}

@@ -60,7 +60,9 @@ func (s *Switch) FDB() []FDBEntry {
 		}
 		all = append(all, s.learnedIn(n)...)
 	}
-	slices.SortFunc(all, func(a, b FDBEntry) int { return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.MAC, b.MAC)) })
+	slices.SortFunc(all, func(a, b FDBEntry) int {
+		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.MAC, b.MAC), a.IP.Compare(b.IP))
+	})
 	return all
 }
 

@@ -107,17 +107,18 @@ func (k *checker) flood(at string, n Network, u Uplink, family map[string]netip.
 }
 
 func (k *checker) entries(at string, n Network, u Uplink, family map[string]netip.Addr) {
-	macs, ips := map[MAC]bool{}, map[netip.Addr]bool{}
+	vteps, ips := map[MAC]netip.Addr{}, map[netip.Addr]bool{}
 	for i, e := range n.Entries {
 		where := fmt.Sprintf("%s.entries[%d]", at, i)
+		vtep, again := vteps[e.MAC]
 		switch {
 		case e.MAC.IsZero() && !k.given(where+".mac"):
 			k.fail(where, "the entry has no mac: give the station's")
 		case !k.mac(where+".mac", e.MAC):
-		case macs[e.MAC]:
-			k.fail(where+".mac", "%s has an entry before: keep one", e.MAC)
+		case again && (vtep != e.VTEP || !e.IP.IsValid()):
+			k.fail(where+".mac", "%s has an entry before: keep one, or give both the same vtep and this one an ip of its own", e.MAC)
 		}
-		macs[e.MAC] = true
+		vteps[e.MAC] = e.VTEP
 		if e.IP.IsValid() {
 			if k.unicast(where+".ip", e.IP) && ips[e.IP] {
 				k.fail(where+".ip", "%s has an entry before: keep one", e.IP)

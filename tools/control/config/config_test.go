@@ -248,6 +248,7 @@ func TestBadValues(t *testing.T) {
 		{"entry mac zero", network("entries: [{mac: @00:00:00:00:00:00, vtep: 192.0.2.2}]\n"), "00:00:00:00:00:00 is not the address of a station"},
 		{"entry mac twice", network("entries: [{mac: 52:54:00:00:00:02, vtep: 192.0.2.2}, {mac: @52:54:00:00:00:02, vtep: 192.0.2.3}]\n"), "52:54:00:00:00:02 has an entry before"},
 		{"entry ip twice", network("entries: [{mac: 52:54:00:00:00:02, ip: 10.0.0.2, vtep: 192.0.2.2}, {mac: 52:54:00:00:00:03, ip: @10.0.0.2, vtep: 192.0.2.3}]\n"), "10.0.0.2 has an entry before"},
+		{"entry mac again without ip", network("entries: [{mac: 52:54:00:00:00:02, ip: 10.0.0.2, vtep: 192.0.2.2}, {mac: @52:54:00:00:00:02, vtep: 192.0.2.2}]\n"), "this one an ip of its own"},
 		{"entry ip", network("entries: [{mac: 52:54:00:00:00:02, ip: @10.0.0.256, vtep: 192.0.2.2}]\n"), `"10.0.0.256" is not an IP address`},
 		{"entry vtep family", network("entries: [{mac: 52:54:00:00:00:02, vtep: @2001:db8::2}]\n"), "are of different IP versions"},
 		{"entry flat vtep", up + "networks: [{name: blue, uplink: up0, entries: [{mac: 52:54:00:00:00:02, vtep: @192.0.2.2}]}]\n", "the network is flat and has no tunnel"},
