@@ -74,10 +74,17 @@ func (w *Worker) sleep() {
 		return
 	}
 	timedOut := w.wait(limit)
-	if timedOut && w.pending() {
+	if timedOut && w.pending() && !w.announced() {
 		w.stats.Late.Add(1)
 	}
 	w.awake()
+}
+
+// announced tells whether a watched file has something to say by now: what came while the thread was on its way out of its sleep is not late.
+func (w *Worker) announced() bool {
+	w.timeout = unix.Timespec{}
+	n, _ := unix.Ppoll(w.wake, &w.timeout, nil)
+	return n > 0
 }
 
 // pending looks everywhere for work.
