@@ -28,8 +28,11 @@ func (e *engine) AddNetwork(_ context.Context, c config.Network) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := &network{config: c}
-	if err := e.setNetwork(n); err != nil {
+	if err := e.setSwitch(n); err != nil {
 		return err
+	}
+	if err := e.steer(n); err != nil {
+		return errors.Join(err, e.fabric.RemoveNetwork(c.Name))
 	}
 	e.networks[c.Name] = n
 	return nil
@@ -45,26 +48,32 @@ func (e *engine) UpdateNetwork(_ context.Context, c config.Network) error {
 		return fmt.Errorf("network %s: %w", c.Name, control.ErrNotFound)
 	}
 	n := &network{config: c}
-	if err := e.setNetwork(n); err != nil {
+	if err := e.setSwitch(n); err != nil {
 		return err
 	}
+	moves := old.config.Uplink != c.Uplink || old.config.VNI != c.VNI
+	if moves {
+		if err := e.steer(n); err != nil {
+			return errors.Join(err, e.setSwitch(old))
+		}
+	}
 	e.networks[c.Name] = n
-	if old.config.Uplink != c.Uplink || old.config.VNI != c.VNI {
+	if moves {
 		return e.unsteer(old)
 	}
 	return nil
 }
 
-// setNetwork gives a network to the switch, and its frames on the wire to the switch.
-func (e *engine) setNetwork(n *network) error {
+// setSwitch gives a network to the switch.
+func (e *engine) setSwitch(n *network) error {
 	if err := e.fabric.SetNetwork(vxlanNetwork(n)); err != nil {
 		return refused(err, vxlan.ErrConflict)
 	}
-	return e.steer(n)
+	return nil
 }
 
-// steer makes the frames of a network on the wire ours, now or when its uplink is there.
-func (e *engine) steer(n *network) error {
+// steer makes the frames of a network on the wire ours, now or when its uplink is there, or leaves all of them to the kernel.
+func (e *engine) steer(n *network) (err error) {
 	u := e.uplinks[n.config.Uplink]
 	if u == nil || u.program == nil {
 		return nil
@@ -78,6 +87,11 @@ func (e *engine) steer(n *network) error {
 	} else if err := u.program.AddVNI(n.config.VNI, 0); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.leave(u, n))
+		}
+	}()
 	for _, p := range e.ports {
 		if p.config.Network == n.config.Name {
 			if err := u.addStation(n, p.config.MAC, p.workers()); err != nil {
@@ -99,6 +113,11 @@ func (e *engine) unsteer(n *network) error {
 	}
 	u.steer.Lock()
 	defer u.steer.Unlock()
+	return e.leave(u, n)
+}
+
+// leave is unsteer, with steer held.
+func (e *engine) leave(u *uplink, n *network) error {
 	if !n.flat() {
 		return u.program.RemoveVNI(n.config.VNI) // with its stations
 	}
