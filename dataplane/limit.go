@@ -100,8 +100,8 @@ func (b *bucket) wait(now int64) time.Duration {
 	return time.Duration(max(0, b.full.Load()+b.cost(1)-b.burst-now<<bucketShift+up) >> bucketShift)
 }
 
-// frames is how many frames may come in now, at most as many as asked for. Their length is not known yet, so one that is longer than there
-// is room for passes, and those after it wait longer.
+// frames is how many frames may come in now, at most as many as asked for. Their length is not known yet, nor how many packets they are to be cut
+// into, so more than there is room for may pass, and those after it wait longer.
 func (l *Limit) frames(now int64, most int) int {
 	if l.bits.room(now, 1) == 0 {
 		return 0
@@ -110,8 +110,14 @@ func (l *Limit) frames(now int64, most int) int {
 }
 
 // took is told what came in.
-func (l *Limit) took(now int64, frames int, bytes uint64) {
-	l.packets.take(now, frames)
+func (l *Limit) took(now int64, frames []*frame.Frame, bytes uint64) {
+	if l.packets.rate > 0 {
+		packets := 0
+		for _, f := range frames {
+			packets += segments(f)
+		}
+		l.packets.take(now, packets)
+	}
 	l.bits.take(now, int(8*bytes))
 }
 

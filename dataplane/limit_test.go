@@ -6,6 +6,7 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
+	"github.com/shuntio/shunt/dataplane/frame"
 )
 
 // What comes in under a limit waits, what goes out beyond it is dropped; both keep the rate within its burst.
@@ -90,5 +91,37 @@ func TestQuantum(t *testing.T) {
 	a, b := longs.Counters.RxBytes.Load(), shorts.Counters.RxBytes.Load()
 	if ratio := float64(a) / float64(b); ratio < 0.8 || ratio > 1.1 {
 		t.Errorf("long frames brought %d bytes, short ones %d: ratio %.2f", a, b, ratio)
+	}
+}
+
+// cutting feeds packets that are to be cut.
+type cutting struct{ *dataplanetest.Port }
+
+func (c cutting) Receive(into []*frame.Frame, pool *frame.Pool) int {
+	n := c.Port.Receive(into, pool)
+	for _, f := range into[:n] {
+		f.GSO = frame.GSO{Type: frame.GSOTCP4, Size: 100}
+	}
+	return n
+}
+
+// A packet that comes in to be cut counts for its segments, or a guest would be let in more of them the longer its packets are.
+func TestLimitInCountsSegments(t *testing.T) {
+	w := dataplanetest.NewWorker(t, 256)
+	from, source := dataplanetest.NewLink("from")
+	into, sink := dataplanetest.NewLink("to")
+	sink.Discard = true
+	from.Port, from.Forwarder = cutting{source}, to{into}
+	w.Do(func() { w.Add(from); w.Add(into) })
+	from.Limits[dataplane.In].Store(dataplane.NewLimit(dataplane.LimitOptions{PPS: 1000, Burst: time.Second}))
+	for range 200 {
+		source.FeedBytes(make([]byte, 1000))
+	}
+	for range 10 {
+		w.Round()
+	}
+	// The burst is 1000 packets, and a vector of which nobody knew what it was.
+	if n := sink.Counters.TxPackets.Load(); n < 100 || n > 100+dataplane.Quantum {
+		t.Errorf("%d packets of 10 segments passed", n)
 	}
 }

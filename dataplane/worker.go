@@ -254,7 +254,7 @@ func (l *Link) Poll() (n int) {
 	bytes := l.Counters.RxBytes.Load() - before
 	l.quantum.took(n, bytes)
 	if limit := l.Limits[In].Load(); limit != nil {
-		limit.took(w.now, n, bytes)
+		limit.took(w.now, w.batch[:n], bytes)
 	}
 	if len(w.crossings) > 0 {
 		w.hear()
