@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"errors"
+	"slices"
 	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane/frame"
@@ -217,6 +218,12 @@ func (w *Worker) crowded(l *Link) bool {
 	}
 	l.crowds = 0
 	return false
+}
+
+// giveWay has the next round begin behind the link that came through last, so that links which wait for the same room take turns.
+func (w *Worker) giveWay() {
+	w.first = slices.Index(w.sources, Source(w.through)) + 1 // it may be gone: then with the first one
+	w.through = nil
 }
 
 // depart shows the other worker what lies in the crossing.

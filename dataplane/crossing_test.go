@@ -328,3 +328,26 @@ func TestFloodLeavesRoomToCross(t *testing.T) {
 		t.Errorf("%d of %d crossed", n, flood+few)
 	}
 }
+
+// Links that flood the same worker share what it takes, whichever of them is polled first.
+func TestFloodsShareACrossing(t *testing.T) {
+	workers, links, ports := across(t, 16384)
+	other, op := dataplanetest.NewLink("other")
+	other.Forwarder = to{links[1]}
+	workers[0].Do(func() { workers[0].Add(other) })
+	ports[1].Discard = true
+	links[0].Patient, other.Patient = true, true
+	for range 400 {
+		for _, p := range []*dataplanetest.Port{ports[0], op} {
+			for p.Waiting() < dataplane.Quantum {
+				p.FeedBytes([]byte("flood"))
+			}
+		}
+		workers[0].Round()
+		workers[1].Round() // takes half of what the two could bring
+	}
+	a, b := links[0].Counters.RxPackets.Load(), other.Counters.RxPackets.Load()
+	if a > 2*b || b > 2*a {
+		t.Errorf("one brought %d frames across, the other %d", a, b)
+	}
+}

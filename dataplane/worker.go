@@ -45,8 +45,9 @@ type Worker struct {
 	options WorkerOptions
 	pool    *frame.Pool
 	links   []*Link  // those of sources that are links, to find whose memory faulted
-	sources []Source // polled in this order
-	dirty   []*Link  // links with frames in their out vector
+	sources []Source // polled in this order, from first on and around
+	first   int
+	dirty   []*Link // links with frames in their out vector
 	batch   [Quantum]*frame.Frame
 
 	now int64 // ns since epoch, taken once a round
@@ -54,6 +55,7 @@ type Worker struct {
 	// To and from other workers; see crossing.go.
 	boxes     []outbox // by the other's Index
 	full      uint64   // those of them, by bits, whose crossing has become half full
+	through   *Link    // the last one that had to wait for room to cross and found it
 	crossings []*crossing
 	parcels   [Quantum]parcel // being unloaded
 	arrived   Link            // where they come from
@@ -157,7 +159,13 @@ func (w *Worker) Round() (work int) {
 	if w.mailbox.pending.Load() {
 		w.mailbox.empty(w)
 	}
-	for _, s := range w.sources {
+	if w.through != nil {
+		w.giveWay()
+	}
+	for _, s := range w.sources[w.first:] {
+		work += s.Poll()
+	}
+	for _, s := range w.sources[:w.first] {
 		work += s.Poll()
 	}
 	if len(w.crossings) > 0 {
@@ -201,7 +209,7 @@ func (w *Worker) Remove(s Source) {
 		w.links = without(w.links, l)
 		l.owner.Store(nil)
 	}
-	w.sources = without(w.sources, s)
+	w.sources, w.first = without(w.sources, s), 0
 }
 
 // Move gives a link to another worker, from any goroutine that is no worker's. also runs while both stand still between two rounds, to take along what else
@@ -214,7 +222,7 @@ func (l *Link) Move(to *Worker, also func()) {
 		return
 	}
 	from.Do(func() {
-		from.links, from.sources = without(from.links, l), without(from.sources, Source(l))
+		from.links, from.sources, from.first = without(from.links, l), without(from.sources, Source(l)), 0
 		to.Do(func() {
 			to.Add(l)
 			also()
@@ -235,8 +243,11 @@ func without[T comparable](from []T, x T) []T {
 // Poll moves one quantum of frames from the link's port to where its forwarder wants them.
 func (l *Link) Poll() (n int) {
 	w := l.owner.Load()
-	if l.crowds != 0 && w.crowded(l) {
-		return 0
+	if l.crowds != 0 {
+		if w.crowded(l) {
+			return 0
+		}
+		w.through = l
 	}
 	most := l.quantum.turn()
 	if limit := l.Limits[In].Load(); limit != nil {
