@@ -26,7 +26,7 @@ import (
 //	pod eth0 ═══════════ veth pod0 ──┴─ shuntd ─ up4 ═══ IPv4 ═══ up4 ─ vx4    a eth0, b, pod
 //	                                           └ up6 ═══ IPv6 ═══ up6 ─ vx6    a eth1
 //
-// The far stations are written down with one address each, for which they are answered for.
+// The far stations are written down with their addresses, for which they are answered for.
 type estate struct {
 	host, far, pod *netlab.Namespace // pod: of newEstate's options only
 	d              *daemon.Daemon
@@ -53,7 +53,7 @@ networks:
     vni: 100
     uplink: up4
     flood: [192.0.2.2]
-    entries: [{mac: "52:54:00:00:04:02", ip: 10.4.0.2, vtep: 192.0.2.2}]
+    entries: [{mac: "52:54:00:00:04:02", ip: 10.4.0.2, vtep: 192.0.2.2}, {mac: "52:54:00:00:04:02", ip: "fd04::2", vtep: 192.0.2.2}]
   - name: red
     vni: 11259375
     uplink: up6

@@ -269,7 +269,7 @@ func (e *estate) answers(t *testing.T, ctx context.Context) {
 	if _, err := e.a.Shell(ctx, "ip neigh flush dev eth0; ip neigh flush dev eth1"); err != nil {
 		t.Fatal(err)
 	}
-	for _, to := range []string{over4.peer4, over6.peer6, "10.4.0.77"} {
+	for _, to := range []string{over4.peer4, over4.peer6, over6.peer6, "10.4.0.77"} {
 		if e.pinged(t, ctx, e.a, to) {
 			t.Errorf("%s answers", to)
 		}
@@ -278,7 +278,9 @@ func (e *estate) answers(t *testing.T, ctx context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{over4.peer4 + " dev eth0 lladdr " + over4.peerMAC, over6.peer6 + " dev eth1 lladdr " + over6.peerMAC} {
+	for _, want := range []string{
+		over4.peer4 + " dev eth0 lladdr " + over4.peerMAC, over4.peer6 + " dev eth0 lladdr " + over4.peerMAC, over6.peer6 + " dev eth1 lladdr " + over6.peerMAC,
+	} {
 		if !strings.Contains(table, want) {
 			t.Errorf("the guest has no neighbour %s:\n%s", want, table)
 		}
