@@ -165,6 +165,37 @@ func TestSocketOwner(t *testing.T) {
 	}
 }
 
+// The socket's mode and owner change while it is in use, and nobody else's file is taken for it.
+func TestPermit(t *testing.T) {
+	need.Root(t)
+	path := filepath.Join(t.TempDir(), "s")
+	b := listenFake(t, newFake(t), Options{Path: path, Mode: 0o660, Owner: 12, Group: 34})
+	f := dial(t, b)
+	for _, want := range []struct {
+		mode         fs.FileMode
+		owner, group uint32
+	}{{0o640, 12, 56}, {0o600, 0, 0}} {
+		must(t, b.Permit(want.mode, int(want.owner), int(want.group)))
+		info, err := os.Lstat(path)
+		must(t, err)
+		if st := info.Sys().(*syscall.Stat_t); info.Mode().Perm() != want.mode || st.Uid != want.owner || st.Gid != want.group {
+			t.Errorf("%v %d:%d", info.Mode(), st.Uid, st.Gid)
+		}
+	}
+	must(t, f.Do(SetOwner, nil))
+
+	precious := filepath.Join(t.TempDir(), "precious")
+	must(t, os.WriteFile(precious, nil, 0o600))
+	must(t, os.Remove(path))
+	must(t, os.Symlink(precious, path))
+	if err := b.Permit(0o666, 12, 34); err == nil || !strings.Contains(err.Error(), "not there any more") {
+		t.Error(err)
+	}
+	if info, err := os.Stat(precious); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("somebody's file: %v, %v", info.Mode(), err)
+	}
+}
+
 func TestBadPaths(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")

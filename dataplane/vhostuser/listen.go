@@ -72,6 +72,40 @@ func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, err
 	return l.(*net.UnixListener), info, nil
 }
 
+// Permit gives the socket that Listen made another mode and owner, by the rules of Options. Whoever is connected stays so.
+//
+// The socket's directory may be its users'. So what lies at the path now is opened, found to be the socket, and changed without asking for the path again.
+func (b *Backend) Permit(mode fs.FileMode, owner, group int) error {
+	if b.server == nil {
+		return nil // the socket is the front-end's
+	}
+	fd, err := unix.Open(b.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", b.path, err)
+	}
+	file := os.NewFile(uintptr(fd), b.path)
+	defer file.Close()
+	if now, err := file.Stat(); err != nil || !os.SameFile(now, b.server.identity) {
+		return fmt.Errorf("socket %s is not there any more: another file is at its path; give the port another socket", b.path)
+	}
+	if mode = mode.Perm(); mode == 0 {
+		mode = 0o600
+	}
+	if owner == 0 {
+		owner = os.Geteuid()
+	}
+	if group == 0 {
+		group = os.Getegid()
+	}
+	if err := unix.Fchownat(fd, "", owner, group, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("give socket %s to user %d and group %d: %w: run as root or with CAP_CHOWN", b.path, owner, group, err)
+	}
+	if err := os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode); err != nil {
+		return fmt.Errorf("set the mode of socket %s: %w", b.path, reason(err))
+	}
+	return nil
+}
+
 // reason is what the kernel said, without the call and the path.
 func reason(err error) error {
 	var path *fs.PathError
