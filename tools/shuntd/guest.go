@@ -31,11 +31,7 @@ type guest struct {
 // newGuest makes the device of a port.
 func (e *engine) newGuest(p *port, n *network) error {
 	c := p.config
-	owner, err := account("owner", c.Owner, lookupUser)
-	if err != nil {
-		return err
-	}
-	group, err := account("group", c.Group, lookupGroup)
+	owner, group, err := accounts(c)
 	if err != nil {
 		return err
 	}
@@ -107,6 +103,19 @@ func (g *guest) start(p *port) error {
 	return nil
 }
 
+// permit gives the socket the mode and owner of another configuration.
+func (g *guest) permit(was, will config.Port) error {
+	b := g.backend.Load()
+	if b == nil || was.Mode == will.Mode && was.Owner == will.Owner && was.Group == will.Group {
+		return nil
+	}
+	owner, group, err := accounts(will)
+	if err != nil {
+		return err
+	}
+	return b.Permit(fs.FileMode(will.Mode), owner, group)
+}
+
 // move implements device.
 func (g *guest) move(_ *port, i int, to *worker) error {
 	g.net.Move(i, to.Worker) // and its link
@@ -175,6 +184,15 @@ func featureNames(features uint64) (names []string) {
 		}
 	}
 	return names
+}
+
+// accounts are the numbers of a socket's owner and group.
+func accounts(c config.Port) (owner, group int, err error) {
+	if owner, err = account("owner", c.Owner, lookupUser); err != nil {
+		return 0, 0, err
+	}
+	group, err = account("group", c.Group, lookupGroup)
+	return owner, group, err
 }
 
 // account is the number of a user or group, which may be given by name; 0 if none is.

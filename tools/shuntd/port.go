@@ -63,7 +63,7 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 	}
 	setLimits(p)
 	if err = e.fabric.AttachPort(vxlanPort(c), p.links()); err != nil {
-		return refused(err, vxlan.ErrConflict)
+		return errors.Join(refused(err, vxlan.ErrConflict), p.stop(p))
 	}
 	for i, l := range p.links() {
 		e.taps.add(l, subject{kind: control.KindPort, name: c.Name, description: "port of network " + c.Network, queue: uint32(i)})
@@ -158,19 +158,12 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 		}
 	}
 	was := *p
-	will := &port{config: c, pairs: p.pairs, device: p.device}
-	steered := was.config.Network != c.Network || was.config.MAC != c.MAC
-	if steered {
-		if err := e.steerPort(n, will); err != nil {
-			return err
-		}
-	}
-	if err := e.fabric.SetPort(vxlanPort(c)); err != nil {
-		err = refused(err, vxlan.ErrConflict)
-		if steered {
-			err = errors.Join(err, e.unsteerPort(n, c.MAC))
-		}
+	if err := p.permit(was.config, c); err != nil {
 		return err
+	}
+	steered := was.config.Network != c.Network || was.config.MAC != c.MAC
+	if err := e.change(n, p, c, steered); err != nil {
+		return errors.Join(err, p.permit(c, was.config))
 	}
 	p.config = c
 	var errs []error
@@ -184,6 +177,32 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 		errs = append(errs, e.movePort(p, c.Workers))
 	}
 	return errors.Join(errs...)
+}
+
+// change gives a port's new configuration to the switch, and its frames on the wire to its workers, or neither.
+func (e *engine) change(n *network, p *port, c config.Port, steered bool) error {
+	if steered {
+		if err := e.steerPort(n, &port{config: c, pairs: p.pairs, device: p.device}); err != nil {
+			return err
+		}
+	}
+	err := e.fabric.SetPort(vxlanPort(c))
+	if err == nil {
+		return nil
+	}
+	err = refused(err, vxlan.ErrConflict)
+	if steered {
+		err = errors.Join(err, e.unsteerPort(n, c.MAC))
+	}
+	return err
+}
+
+// permit gives the socket of a port, if it has one, the mode and owner of another configuration.
+func (p *port) permit(was, will config.Port) error {
+	if g, ok := p.device.(*guest); ok {
+		return g.permit(was, will)
+	}
+	return nil
 }
 
 // movePort gives a port's pairs to the workers wished for. What is on its way to a pair meanwhile follows it.
