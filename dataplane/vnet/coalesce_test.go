@@ -115,3 +115,30 @@ func TestCoalesceCountsWholePackets(t *testing.T) {
 		}
 	}
 }
+
+// What was merged when a ring turned out to be broken is counted with it, and not once more when the ring is started anew.
+func TestCoalesceIntoBrokenRing(t *testing.T) {
+	b := newBed(t, allOffloads)
+	b.anew(vnet.Options{Coalesce: true})
+	all := segments(10, 1000)
+	transmit := func() {
+		for i, s := range all {
+			b.vector[i] = b.frameOf(s)
+			b.vector[i].Checksum.Valid = true
+		}
+		b.port.Transmit(b.vector[:len(all)], b.pool)
+		b.pool.PutAll(b.vector[:len(all)])
+		b.checkPool()
+	}
+	binary.LittleEndian.PutUint16(b.guest.Layout(0).Avail[2:], 1<<15) // beyond any ring
+	transmit()
+	if n := b.drops()[vnet.DropGuestNotReady]; n != 10 || len(b.failed) != 1 {
+		t.Fatalf("drops %v, failed %v", b.drops(), b.failed)
+	}
+	b.guest.Detach(b.dev)
+	b.attach(b.features)
+	transmit()
+	if d := b.drops(); d[vnet.DropGuestNotReady] != 10 || d[vnet.DropGuestRingFull] != 10 || len(d) != 2 {
+		t.Errorf("drops %v", d)
+	}
+}

@@ -37,6 +37,7 @@ func (p *Pair) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 		if chains, err = q.ring.Available(); err != nil {
 			p.fail(err)
 			p.lose(frames, DropGuestNotReady) // with those not published yet
+			p.absorbed = 0
 			return
 		}
 		if chains == 0 {
@@ -55,6 +56,7 @@ func (p *Pair) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 		}
 		if q.ring == nil { // put failed the port
 			p.lose(frames, drop)
+			p.absorbed = 0
 			return
 		}
 		if drop == DropGuestRingFull {
