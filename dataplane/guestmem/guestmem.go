@@ -28,8 +28,12 @@ const MaxRegions = 509
 // memory there is, and the Go runtime ends a process that can reserve no more addresses.
 const maxMapped = 1 << 46
 
-// mapped is how much of that is used.
-var mapped atomic.Int64
+// maxMappings bounds how many mappings that may be. The kernel gives a process 65530 (vm.max_map_count), guests can have hundreds each, and the Go
+// runtime ends a process that gets no more.
+const maxMappings = 1 << 15
+
+// mapped and mappings are how much of that is used.
+var mapped, mappings atomic.Int64
 
 // ErrRegion is wrapped by every refusal of a memory table.
 var ErrRegion = errors.New("bad memory region")
@@ -53,8 +57,14 @@ type region struct {
 }
 
 func (r *region) free() error {
-	mapped.Add(-int64(len(r.mapping.Bytes())))
+	release(len(r.mapping.Bytes()))
 	return r.mapping.Free()
+}
+
+// release takes one mapping of a length out of the sums.
+func release(length int) {
+	mapped.Add(-int64(length))
+	mappings.Add(-1)
 }
 
 // Map is a guest's memory at one time.
@@ -161,13 +171,18 @@ func open(r Region) (region, error) {
 	page := uint64(shm.PageSize(r.FD))
 	begin := r.Offset / page * page
 	length := (r.Offset + r.Size - begin + page - 1) / page * page
-	if all := mapped.Add(int64(length)); all > maxMapped {
-		mapped.Add(-int64(length))
+	all, count := mapped.Add(int64(length)), mappings.Add(1)
+	switch {
+	case all > maxMapped:
+		release(int(length))
 		return fail(fmt.Sprintf("%#x bytes of guests' memory are mapped already, at most %#x are possible", all-int64(length), maxMapped))
+	case count > maxMappings:
+		release(int(length))
+		return fail(fmt.Sprintf("all guests together have %d regions already, the most that is possible: give guests fewer and larger ones", maxMappings))
 	}
 	mapping, err := shm.Map(shm.MapOptions{FD: r.FD, Offset: int64(begin), Length: int(length)})
 	if err != nil {
-		mapped.Add(-int64(length))
+		release(int(length))
 		return region{}, fmt.Errorf("%w: %w", ErrRegion, err)
 	}
 	return region{Region: r, bytes: mapping.Bytes()[r.Offset-begin:][:r.Size], mapping: mapping}, nil

@@ -364,3 +364,35 @@ func TestErrorsSayWhich(t *testing.T) {
 		t.Errorf("%v names neither the region nor the file's size", err)
 	}
 }
+
+// All guests together cannot have so many regions that the process gets no more mappings.
+func TestTooManyRegions(t *testing.T) {
+	fd, err := shm.NewMemFD("many", MaxRegions*2*page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	regions := make([]Region, MaxRegions)
+	for i := range regions { // every other page, or the kernel would make one mapping of them
+		regions[i] = Region{GuestAddr: uint64(2*i) * page, UserAddr: uint64(2*i) * page, Size: page, Offset: uint64(2*i) * page, FD: fd}
+	}
+	var maps []*Map
+	before := mappings.Load()
+	for err == nil && len(maps) < 2*maxMappings/MaxRegions {
+		var m *Map
+		if m, err = Open(regions); err == nil {
+			maps = append(maps, m)
+		}
+	}
+	if !errors.Is(err, ErrRegion) {
+		t.Errorf("%d guests of %d regions: %v", len(maps), MaxRegions, err)
+	}
+	for _, m := range maps {
+		if err := m.Free(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := mappings.Load(); n != before {
+		t.Errorf("%d mappings are counted after the last one was freed, %d before", n, before)
+	}
+}
