@@ -29,25 +29,30 @@ func (b *bucket) take(now time.Time) bool {
 	return true
 }
 
-// logger writes the lines of one socket, at most ten at once and one a second after; what was left out is counted in the next.
+// logger writes the lines of one socket, at most ten at once and one a second after; what was left out is counted in the next. Warnings are counted by
+// themselves: who comes and goes all day does not hide with what says so what it does wrong.
 type logger struct {
 	to *slog.Logger
 
-	mu    sync.Mutex
-	limit bucket
-	left  int
+	mu     sync.Mutex
+	limits [2]bucket // of what is worth knowing, and of warnings
+	left   int
 }
 
 func newLogger(to *slog.Logger, path string) *logger {
 	if to == nil {
 		to = slog.Default()
 	}
-	return &logger{to: to.With("socket", path), limit: bucket{burst: 10, interval: time.Second}}
+	return &logger{to: to.With("socket", path), limits: [2]bucket{{burst: 10, interval: time.Second}, {burst: 10, interval: time.Second}}}
 }
 
 func (l *logger) write(level slog.Level, text string, attrs ...any) {
+	limit := &l.limits[0]
+	if level >= slog.LevelWarn {
+		limit = &l.limits[1]
+	}
 	l.mu.Lock()
-	ok, left := l.limit.take(time.Now()), l.left
+	ok, left := limit.take(time.Now()), l.left
 	if ok {
 		l.left = 0
 	} else {
