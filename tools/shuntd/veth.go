@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/dataplane"
@@ -265,24 +266,77 @@ func (v *veth) hardware() control.Counters {
 
 // watchVeths looks after the interfaces of ports whenever the kernel has news of any, until stop is closed.
 func (e *engine) watchVeths(stop <-chan struct{}) error {
-	news := make(chan netlink.LinkUpdate, 64)
-	if err := netlink.LinkSubscribe(news, stop); err != nil {
-		return fmt.Errorf("follow the host's interfaces: %w", err)
+	done := make(chan struct{})
+	news, err := linkNews(done)
+	if err != nil {
+		return err
 	}
-	go func() {
-		for n := range news {
-			e.lookAt(n.Link.Attrs().Name)
-		}
-	}()
+	go e.followLinks(news, done, stop)
 	return nil
 }
 
-// lookAt sees to the port on an interface, if there is one.
-func (e *engine) lookAt(name string) {
+// followLinks looks after interfaces as long as stop is open, also where news are lost: where hundreds of containers start there may be more than
+// the kernel keeps.
+func (e *engine) followLinks(news chan netlink.LinkUpdate, done chan struct{}, stop <-chan struct{}) {
+	for {
+		e.hear(news, done, stop)
+		for news = nil; news == nil; {
+			select {
+			case <-stop:
+				return
+			case <-time.After(linkNewsRetry):
+			}
+			var err error
+			done = make(chan struct{})
+			if news, err = linkNews(done); err != nil {
+				e.log.Error("interfaces of ports that come and go are not noticed", "error", err)
+			}
+		}
+		e.lookAt(func(*veth) bool { return true }) // what was missed
+	}
+}
+
+// linkNewsRetry is how long after the kernel's news broke off they are asked for again.
+const linkNewsRetry = 100 * time.Millisecond
+
+// linkNews are the kernel's of all interfaces, until done is closed or some are lost. The channel is closed then.
+func linkNews(done <-chan struct{}) (chan netlink.LinkUpdate, error) {
+	news := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribe(news, done); err != nil {
+		return nil, fmt.Errorf("follow the host's interfaces: %w", err)
+	}
+	return news, nil
+}
+
+// hear looks at what there is news of, as long as there is, and closes done.
+func (e *engine) hear(news <-chan netlink.LinkUpdate, done chan<- struct{}, stop <-chan struct{}) {
+	end := sync.OnceFunc(func() { close(done) })
+	defer end()
+	for {
+		select {
+		case n, ok := <-news:
+			if !ok {
+				return
+			}
+			e.lookAtLink(n.Link.Attrs())
+		case <-stop:
+			end()
+			stop = nil // and go on, since who sends the news waits
+		}
+	}
+}
+
+// lookAtLink sees to the port on an interface, if there is one: by its name, and by its index, for one that has another name now.
+func (e *engine) lookAtLink(link *netlink.LinkAttrs) {
+	e.lookAt(func(v *veth) bool { return v.name == link.Name || v.index != 0 && v.index == link.Index })
+}
+
+// lookAt sees to the ports on some interfaces.
+func (e *engine) lookAt(which func(*veth) bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.ports {
-		if v, ok := p.device.(*veth); ok && v.name == name {
+		if v, ok := p.device.(*veth); ok && which(v) {
 			v.look(p)
 		}
 	}
