@@ -178,10 +178,10 @@ func (q *Device) Next(c *Chain) error {
 }
 
 // Back returns the chain taken last, which is not completed, to the driver's side: the next call of Next takes it again. For a device that finds
-// it cannot serve it now.
-func (q *Device) Back() {
+// it cannot serve it now; of its writable buffers it has written no more than the first n bytes.
+func (q *Device) Back(n uint32) {
 	if q.packed || q.note != 0 {
-		q.backNoted()
+		q.backNoted(n)
 		return
 	}
 	q.availNext--

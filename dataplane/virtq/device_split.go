@@ -2,7 +2,6 @@ package virtq
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/shuntio/shunt/dataplane/shm"
 )
@@ -39,8 +38,8 @@ func (q *Device) remember(c *Chain) {
 	}
 }
 
-func (q *Device) backNoted() {
-	q.dirty.mark(q.last, math.MaxUint32)
+func (q *Device) backNoted(n uint32) {
+	q.dirty.mark(q.last, n)
 	if q.packed {
 		q.backPacked()
 		return

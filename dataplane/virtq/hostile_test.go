@@ -139,7 +139,7 @@ func TestPackedDriverRewritesMeanwhile(t *testing.T) {
 					r.device.Complete(r.chain.Head, 1)
 				}
 				if taken%7 == 0 {
-					r.device.Back()
+					r.device.Back(0)
 				}
 			}
 			if r.device.Publish(); err != nil {
@@ -185,7 +185,7 @@ func TestNothingAllocated(t *testing.T) {
 					if err := p.device.Next(p.chain); err != nil || p.chain.Head != head {
 						t.Fatal(err)
 					}
-					p.device.Back()
+					p.device.Back(0)
 					_ = p.device.Next(p.chain)
 					p.device.Rewind()
 					_ = p.device.Next(p.chain)

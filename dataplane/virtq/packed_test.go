@@ -392,15 +392,15 @@ func TestPackedBackAndRewind(t *testing.T) {
 			t.Fatalf("chain %d, %v, want %d", r.chain.Head, err, want)
 		}
 	}
-	r.device.Back() // nothing to give back
+	r.device.Back(0) // nothing to give back
 	next(2)
 	next(1)
 	next(0)
 	if base := r.device.Base(); base != 0 {
 		t.Errorf("base %#x after a round", base)
 	}
-	r.device.Back()
-	r.device.Back()
+	r.device.Back(0)
+	r.device.Back(0)
 	if base := r.device.Base(); base != PackedStart|1 {
 		t.Errorf("base %#x after one chain", base)
 	}
@@ -417,7 +417,7 @@ func TestPackedBackAndRewind(t *testing.T) {
 	}
 	r.device.Publish()
 	for range 3 {
-		r.device.Back() // published
+		r.device.Back(0) // published
 	}
 	if r.device.Base() != 0 || r.device.UsedBase() != 0 {
 		t.Errorf("bases %#x and %#x after a round", r.device.Base(), r.device.UsedBase())
@@ -568,8 +568,8 @@ func TestPackedBackAndOthers(t *testing.T) {
 	}
 	r.device.Complete(1, 0)
 	r.device.Publish()
-	r.device.Back()
-	r.device.Back()
+	r.device.Back(0)
+	r.device.Back(0)
 	if r.device.Base() != PackedStart|2 {
 		t.Errorf("base %#x", r.device.Base())
 	}

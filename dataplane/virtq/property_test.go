@@ -3,6 +3,7 @@ package virtq
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -287,7 +288,7 @@ func (p *pair) back(*rapid.T) {
 	if n == 0 || m == 0 || p.requests[p.taken[n-1]].turn != p.last[m-1] {
 		return
 	}
-	p.device.Back()
+	p.device.Back(math.MaxUint32)
 	p.offered = append([]uint16{p.taken[n-1]}, p.offered...)
 	p.taken, p.last = p.taken[:n-1], p.last[:m-1]
 }

@@ -174,3 +174,27 @@ func TestMemoryGoesWhileLogIsGiven(t *testing.T) {
 		t.Error("the pair whose memory is gone is in service")
 	}
 }
+
+// Of a chain that goes back, what was written is marked. A guest may make it as long as all of its memory.
+func TestChainThatGoesBackIsMarkedAsFarAsWritten(t *testing.T) {
+	for name, features := range formats {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, vnet.FeatureVersion1|vnet.FeatureMrgRxbuf|features)
+			if err := b.dev.SetFeatures(b.features | vhostuser.FeatureLogAll); err != nil {
+				t.Fatal(err)
+			}
+			log := newBitmap(t, b.guest)
+			if err := b.dev.SetLog(log.log); err != nil {
+				t.Fatal(err)
+			}
+			b.offer(0, 1, 32*guestmem.LogPage) // the first buffer cuts the header
+			b.vector[0] = b.frameOf(counting(60))
+			clear(log.bits)
+			b.port.Transmit(b.vector[:1], b.pool)
+			b.pool.PutAll(b.vector[:1])
+			if n := log.count(); n == 0 || n > 2 || b.drops()[vnet.DropGuestBuffer] != 1 {
+				t.Errorf("%d pages are marked, drops %v", n, b.drops())
+			}
+		})
+	}
+}

@@ -23,7 +23,7 @@ func (p *Pair) scatter(f *frame.Frame, total int) (drop dataplane.Reason, ok boo
 	var header [maxHeader]byte
 	src := source{head: f.Head(), body: f.Body(), header: header[:p.offers.header]}
 	if drop, ok = p.offers.write(f, src.header); !ok {
-		p.back(1)
+		q.ring.Back(0)
 		return drop, false
 	}
 	var count []byte // where num_buffers goes
@@ -73,10 +73,11 @@ func (p *Pair) finish(count []byte, n int) (drop dataplane.Reason, ok bool) {
 	return 0, true
 }
 
-// back returns the n chains taken last.
+// back returns the n chains that were placed, the last one first. A log hears of what was written to them and of no more: a chain may be as long as all of the
+// guest's memory.
 func (p *Pair) back(n int) {
-	for range n {
-		p.rx.ring.Back()
+	for i := range n {
+		p.rx.ring.Back(p.placed[n-1-i].length)
 	}
 }
 
