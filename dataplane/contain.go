@@ -39,6 +39,27 @@ func (w *Worker) contain(l *Link) {
 	}
 }
 
+// spare is deferred around a port's Transmit: what a guest does to its own memory must not cost those who send to it a frame for others. A fault elsewhere,
+// as in what the sender has lent, goes on to contain.
+func (w *Worker) spare(to *Link, frames []*frame.Frame) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	if address, ok := FaultAddress(r); !ok || !to.Port.Fault(address) {
+		panic(r)
+	}
+	w.stats.Faults.Add(1)
+	dropped := 0
+	for _, f := range frames {
+		if f != nil && f.Dropped == 0 {
+			DropFault.Mark(f)
+			dropped++
+		}
+	}
+	to.Counters.Drop(DropFault, dropped)
+}
+
 // blame finds the link whose guest's memory holds the address, and takes it out of service.
 func (w *Worker) blame(address uintptr) bool {
 	for _, l := range w.links {

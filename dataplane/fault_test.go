@@ -89,6 +89,34 @@ func TestMemoryGoesAway(t *testing.T) {
 	}
 }
 
+// What A does to its own memory costs B no frame for C, even where B's batch has frames for both.
+func TestFaultSparesOthers(t *testing.T) {
+	l := newLAN(t, 3, vnettest.Options{QueueSize: faultQueue, BufferSize: faultBuffer, Features: vnet.FeatureVersion1 | vnet.FeatureMrgRxbuf})
+	a, b, c := l.hosts[0], l.hosts[1], l.hosts[2]
+	const n = 10
+	b.send(0, 60) // so that A is served first
+	for range n {
+		b.send(everybody, 60)
+		b.send(2, 60)
+	}
+	l.at = func(now string) {
+		if now == "A.transmit" {
+			if err := unix.Ftruncate(a.FD, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := c.link.Counters.TxPackets.Load()
+	byHand(func() { l.worker.Round() })
+	l.at = func(string) {}
+	if got := c.link.Counters.TxPackets.Load() - before; got != 2*n || l.worker.Stats().Faults.Load() == 0 {
+		t.Errorf("C got %d of %d frames, after %d faults", got, 2*n, l.worker.Stats().Faults.Load())
+	}
+	if got := a.link.Counters.Drops(dataplane.DropFault); got != n+1 {
+		t.Errorf("%d of %d frames for A are counted", got, n+1)
+	}
+}
+
 // storm lets all send to all, small frames and large ones with borrowed bodies, and cuts A's file at a step.
 func (l *lan) storm(step string, size int64) {
 	l.Helper()

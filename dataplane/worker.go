@@ -356,12 +356,18 @@ func (w *Worker) transmit(to *Link) {
 	if tap != nil {
 		tap.Frames(w.Index(), Out, frames)
 	}
-	to.Port.Transmit(frames, w.pool)
+	w.give(to, frames)
 	if tap != nil {
 		w.lost(tap, frames)
 	}
 	w.pool.PutAll(frames)
 	to.nout = 0
+}
+
+// give lets a port transmit. Where that finds its own guest's memory gone, its frames are lost, and the rest of the batch is not.
+func (w *Worker) give(to *Link, frames []*frame.Frame) {
+	defer w.spare(to, frames)
+	to.Port.Transmit(frames, w.pool)
 }
 
 // lost shows a tap which of the frames the port has dropped.
