@@ -35,6 +35,7 @@ const (
 	turnAvail = 1 << (7 + 48)
 	turnUsed  = 1 << (15 + 48)
 	turnBits  = turnAvail | turnUsed
+	bufferID  = 0xffff << 32
 )
 
 // cursor is a place in a packed ring, its wrap counter in bit 15: the form that virtq and front-ends have.
@@ -116,8 +117,8 @@ func (s *place) find(inOrder bool) (cursor, bool) {
 }
 
 // fresh tells whether no device has used anything of the ring, so that the file speaks of an earlier life. A driver that begins anew sets its ring to zero (it
-// must: it looks for used descriptors in it) and offers descriptors from the first one on, with wrap counter 1. A ring in use is never such a row of
-// offered descriptors with nothing but zeros behind:
+// must: it looks for used descriptors in it) and offers descriptors from the first one on, with wrap counter 1; DPDK's gives them ids before. A ring in use
+// is never such a row of offered descriptors with nothing but zeros and ids behind:
 //
 //	first round     its first descriptor is used, or offered again with wrap counter 0
 //	later rounds    nothing is all zeros; were all offered with wrap counter 1, none could be used and free, but those before the device's place are
@@ -135,7 +136,7 @@ func (s *place) fresh(inOrder bool) bool {
 		return !inOrder || shm.Load32(s.event) == 0
 	}
 	for ; i < len(s.undo); i++ {
-		if s.ring[2*i] != 0 || s.ring[2*i+1] != 0 {
+		if s.ring[2*i] != 0 || s.ring[2*i+1]&^bufferID != 0 {
 			return false
 		}
 	}

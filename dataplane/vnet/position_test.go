@@ -427,6 +427,17 @@ func TestStateFileOfAnotherLife(t *testing.T) {
 				l.Fatal(err)
 			}
 		},
+		"the driver began anew and numbered its descriptors": func(l *life) { // as DPDK does
+			if err := l.guest.Restart(); err != nil {
+				l.Fatal(err)
+			}
+			if l.guest.Features()&vnet.FeaturePacked == 0 {
+				return
+			}
+			for i, desc := 0, l.guest.Layout(1).Desc; i < lifeRing; i++ {
+				binary.LittleEndian.PutUint16(desc[16*i+12:], uint16(i))
+			}
+		},
 		"another guest": func(l *life) {
 			features := l.guest.Features()
 			l.guest.Close()
