@@ -266,8 +266,8 @@ func TestLenderGetsItsChainsBack(t *testing.T) {
 		}
 		back++
 	}
-	if back != 4 || l.worker.Stats().Faults.Load() != 1 || b.link.Counters.Drops(dataplane.DropFault) != 4 {
-		t.Errorf("%d of 4 chains came back; %d faults, %d frames dropped", back, l.worker.Stats().Faults.Load(), b.link.Counters.Drops(dataplane.DropFault))
+	if back != 4 || l.worker.Stats().Faults.Load() != 1 || a.link.Counters.Drops(dataplane.DropFault) != 4 {
+		t.Errorf("%d of 4 chains came back; %d faults, %d frames dropped", back, l.worker.Stats().Faults.Load(), a.link.Counters.Drops(dataplane.DropFault))
 	}
 }
 
