@@ -27,6 +27,16 @@ func image(t *testing.T) Image {
 	return image
 }
 
+// noSleep waits until nothing sleeps in the guest. What its init has not buried yet, which it does when it is asked for something, does not count.
+func noSleep(t *testing.T, g *Guest) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := g.Shell(ctx, "while ps -o stat,comm | grep -v ^Z | grep -q ' sleep$'; do usleep 10000; done"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestGuest(t *testing.T) {
 	begin := time.Now()
 	img := image(t)
@@ -80,9 +90,17 @@ func TestGuest(t *testing.T) {
 		if _, err := g.Run(ctx, "sleep", "1000"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
-		if _, err := g.Shell(t.Context(), "while pidof sleep; do usleep 10000; done"); err != nil {
-			t.Error(err)
+		noSleep(t, g)
+	})
+	t.Run("context that is over at once", func(t *testing.T) { // the guest has not begun when it is told to stop
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			if _, err := g.Run(ctx, "sleep", "1000"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			cancel()
 		}
+		noSleep(t, g)
 	})
 	t.Run("reset", func(t *testing.T) {
 		begin := time.Now()

@@ -59,11 +59,11 @@ serve() {
 	echo "$1 $?" >&4
 }
 
-# A command that was just begun may not have written its process group yet.
+# A command that was just begun may not have written its process group yet; one
+# that has ended has no file any more.
 stop() {
-	for try in 1 2 3 4 5 6 7 8 9 10; do
+	while [ -e "/run/$1" ]; do
 		kill -9 "-$(cat "/run/$1.pid" 2>/dev/null)" 2>/dev/null && return
-		[ -e "/run/$1" ] || return
 		usleep 100000
 	done
 }
@@ -75,7 +75,7 @@ while :; do
 	# Reading fails while nobody has the other end open.
 	read -r verb id hex <&3 || { usleep 100000; continue; }
 	case $verb in
-	run) serve "$id" "$hex" & ;;
+	run) : >"/run/$id"; serve "$id" "$hex" & ;;
 	kill) stop "$id" & ;;
 	esac
 done
