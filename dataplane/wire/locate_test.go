@@ -114,6 +114,9 @@ func FuzzLocate(f *testing.F) {
 			t.Fatalf("%+v", l)
 		}
 		p := gopacket.NewPacket(b, layers.LayerTypeEthernet, gopacket.NoCopy)
+		if p.ErrorLayer() != nil {
+			return // the layer that failed is there, with fields that were never set
+		}
 		var at int // of the layer, as gopacket walks
 		for _, layer := range p.Layers() {
 			switch layer := layer.(type) {
