@@ -18,7 +18,7 @@ SETUP ?= tools/setup
 
 # How long each fuzz target and each package's tests may run.
 FUZZTIME ?= 5s
-TIMEOUT  ?= 15m
+TIMEOUT  ?= 30m
 
 # Tests that were not run are named here, each with its reason (see tools/need).
 export SHUNT_SKIPPED := $(BUILD)/skipped
