@@ -56,7 +56,7 @@ func NewBare(o BareOptions) (*Bare, error) {
 	if err != nil {
 		return nil, err
 	}
-	socket, err := xsk.NewUMEM(memory).Open(xsk.SocketOptions{Device: device, Queue: o.Queue})
+	socket, err := xsk.NewUMEM(memory).Open(socketOptions(device, o.Queue))
 	if err != nil {
 		return nil, err
 	}

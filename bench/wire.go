@@ -85,7 +85,7 @@ func (g *GuestToWire) openUplink(o GuestToWireOptions) error {
 		return err
 	}
 	w := g.engine.worker
-	socket, err := xsk.NewUMEM(w.Pool().Memory()).Open(xsk.SocketOptions{Device: device, Queue: o.Queue})
+	socket, err := xsk.NewUMEM(w.Pool().Memory()).Open(socketOptions(device, o.Queue))
 	if err != nil {
 		return err
 	}
@@ -106,6 +106,15 @@ func (g *GuestToWire) openUplink(o GuestToWireOptions) error {
 		w.Watch(socket.FD(), unix.POLLIN, false)
 	})
 	return nil
+}
+
+// socketOptions are what the daemon opens an uplink's queue with.
+func socketOptions(d xsk.Device, queue int) xsk.SocketOptions {
+	o := xsk.SocketOptions{Device: d, Queue: queue}
+	if xsk.TxBudget.Check() == nil {
+		o.Budget = dataplane.Quantum
+	}
+	return o
 }
 
 func (g *GuestToWire) openGuest(o GuestToWireOptions) (err error) {
