@@ -260,4 +260,4 @@ func (q *Device) Disarm() {
 }
 
 // SetMemory replaces the map that buffer addresses are translated with. The tables stay where they are.
-func (q *Device) SetMemory(m *guestmem.Map) { q.memory = m }
+func (q *Device) SetMemory(m *guestmem.Map) { q.memory, q.ring.hinted = m, 0 }

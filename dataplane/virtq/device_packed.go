@@ -24,6 +24,13 @@ type packedSide struct {
 	out   uint16 // descriptors between the two
 	lost  uint16 // of them, those taken by a device before us and not yet told by Resume
 	known int    // chains that wait, as far as we looked
+
+	// What was read of the descriptors from avail on, when we looked. Each is read this once: where the driver is on another CPU, its cache lines are
+	// what a packed ring costs.
+	ahead  [look]desc
+	views  [look][]byte // their buffers, as far as Hint has translated them; nil: not in one region
+	next   int          // of ahead, the one at avail
+	hinted int          // views from next to here hold
 }
 
 func newPackedSide(o DeviceOptions) (p packedSide, err error) {
@@ -51,56 +58,66 @@ func (q *Device) availablePacked() (int, error) {
 	if p.known > 0 {
 		return p.known, nil
 	}
-	p.known = 0
-	if !p.pending() { // acquire, as each further look: the chain behind it is read after it
+	p.next, p.hinted = 0, 0
+	if !p.pending() {
 		return 0, nil
 	}
 	if p.out == q.size {
 		return 0, fmt.Errorf("%w: all %d descriptors of the ring are under way, and another is available", ErrIndex, q.size)
 	}
-	at, turn, more := int(p.avail.at), p.avail.available(), uint64(0)
-	for range min(int(q.size-p.out), look) {
-		rest := shm.Load64(&p.desc[at].rest)
+	at, turn, known, more := int(p.avail.at), p.avail.available(), 0, uint64(0)
+	for i := range p.ahead[:min(int(q.size-p.out), look)] {
+		d := &p.desc[at]
+		rest := shm.Load64(&d.rest) // acquire: addr, the descriptors behind and the buffers are read after it
 		if rest&restTurn != turn {
 			break
 		}
+		p.ahead[i] = unpack(d.addr, rest)
 		more = rest >> 48 & descNext
-		p.known += int(more ^ descNext)
+		known += int(more ^ descNext)
 		if at++; at == len(p.desc) {
 			at, turn = 0, turn^restTurn
 		}
 	}
 	// A chain that has not ended yet counts, too. If it has no end, Next says so.
-	p.known += int(more)
+	p.known = known + int(more)
 	return p.known, nil
 }
 
-// hintPacked is Hint, for as many descriptors as it was to be for chains.
+// hintPacked is Hint, for as many descriptors as it was to be for chains, of those that Available has read.
 func (q *Device) hintPacked(n int) {
 	p := &q.ring
-	at := p.avail
-	for range min(n, int(q.size)) {
-		d := &p.desc[at.at]
-		if view := q.memory.View(d.addr, uint32(d.rest)); view != nil {
+	end := p.next + min(n, p.known, look-p.next)
+	for i := p.next; i < end; i++ {
+		d := &p.ahead[i]
+		view := q.memory.View(d.addr, d.len)
+		if p.views[i] = view; view != nil {
 			shm.Prefetch(view)
 		}
-		at.advance(1, q.size)
 	}
+	p.hinted = end
 }
 
 func (q *Device) nextPacked(c *Chain) error {
 	p := &q.ring
-	first := &p.desc[p.avail.at]
-	rest := shm.Load64(&first.rest) // acquire: addr, the descriptors behind and the buffers are read after it
-	if rest&restTurn != p.avail.available() || p.out == q.size {
-		return q.notAvailable()
+	if p.known == 0 {
+		if n, err := q.availablePacked(); n == 0 {
+			return q.notAvailable(err)
+		}
 	}
-	d := unpack(first.addr, rest) // read once: the driver may write it again at any time
+	at := p.next
+	d := p.ahead[at]
 	if (d.flags|q.note)&(descNext|descIndirect) != 0 || !q.idle(d.next) {
 		return q.nextPackedLong(c, d)
 	}
 	q.take(c, d.next, 1, d.flags&descWrite == 0)
-	if view := q.memory.View(d.addr, d.len); view != nil {
+	var view []byte
+	if at < p.hinted {
+		view = p.views[at]
+	} else {
+		view = q.memory.View(d.addr, d.len)
+	}
+	if view != nil {
 		c.one(view, d.flags)
 		return nil
 	}
@@ -126,7 +143,10 @@ func (q *Device) nextPackedLong(c *Chain, d desc) error {
 	return nil
 }
 
-func (q *Device) notAvailable() error {
+func (q *Device) notAvailable(err error) error {
+	if err != nil {
+		return err
+	}
 	return fmt.Errorf("%w: descriptor %d is not available any more", ErrIndex, q.ring.avail.at)
 }
 
@@ -141,6 +161,7 @@ func (q *Device) take(c *Chain, id, slots uint16, reads bool) {
 	q.last = id
 	p.out += slots
 	p.avail.advance(slots, q.size)
+	p.next += int(slots)
 	p.known--
 }
 
@@ -153,6 +174,7 @@ func (q *Device) backPacked() {
 	q.last = chain.before
 	p.out -= chain.slots
 	p.avail.retreat(chain.slots, q.size)
+	p.known = 0 // look again: what is ahead begins behind it
 	chain.slots = 0
 }
 

@@ -206,20 +206,23 @@ func TestPackedLongChain(t *testing.T) {
 
 // A driver that offers what is under way already, with the same id or in the same descriptors.
 func TestPackedTwice(t *testing.T) {
-	r := newPackedRig(t, DeviceOptions{Size: 4})
-	for i := range 4 {
-		r.putPacked(0, i, data, 1, uint16(i), av)
-	}
-	r.putPacked(0, 2, data, 1, 1, av)
-	for range 2 {
-		if err := r.device.Next(r.chain); err != nil {
-			t.Fatal(err)
+	take := func(ids ...uint16) (r *rig) {
+		r = newPackedRig(t, DeviceOptions{Size: 4})
+		for i, id := range ids {
+			r.putPacked(0, i, data, 1, id, av)
 		}
+		for range 2 {
+			if err := r.device.Next(r.chain); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return r
 	}
+	r := take(0, 1, 1, 3)
 	if err := r.device.Next(r.chain); !errors.Is(err, ErrHead) {
 		t.Errorf("id 1 a second time: %v", err)
 	}
-	r.putPacked(0, 2, data, 1, 2, av)
+	r = take(0, 1, 2, 3)
 	for range 2 {
 		if err := r.device.Next(r.chain); err != nil {
 			t.Fatal(err)
@@ -265,7 +268,7 @@ func TestPackedTwice(t *testing.T) {
 	}
 }
 
-// Flags that change between Available and Next.
+// Flags that change between Available and Next: what was offered once is taken as it was then, and what is behind it as it is.
 func TestPackedFlagsFlap(t *testing.T) {
 	r := newPackedRig(t, DeviceOptions{})
 	r.putPacked(0, 0, data, 1, 0, av)
@@ -273,7 +276,12 @@ func TestPackedFlagsFlap(t *testing.T) {
 	if n, err := r.device.Available(); n != 2 || err != nil {
 		t.Fatal(n, err)
 	}
-	r.putPacked(0, 0, data, 1, 0, 0)
+	r.putPacked(0, 0, data, 4096, 7, 0)
+	for head := range uint16(2) {
+		if err := r.device.Next(r.chain); err != nil || r.chain.Head != head || len(r.chain.Readable[0]) != 1 {
+			t.Errorf("head %d of %d bytes, %v; want %d of 1, as it was offered", r.chain.Head, len(r.chain.Readable[0]), err, head)
+		}
+	}
 	if err := r.device.Next(r.chain); !errors.Is(err, ErrIndex) {
 		t.Errorf("%v, want ErrIndex", err)
 	}

@@ -376,7 +376,7 @@ func TestFailedRing(t *testing.T) {
 	for name, features := range formats {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t, modern|features)
-			for i := range 6 {
+			for i := range 2 {
 				b.offer(i*1024, 500)
 			}
 			b.transmit(counting(60), counting(60))
@@ -396,6 +396,9 @@ func TestFailedRing(t *testing.T) {
 			b.tx.Publish()
 			b.port.Receive(b.vector[:], b.pool)
 			b.pool.PutAll(b.vector[:])
+			for i := range 4 {
+				b.offer((2+i)*1024, 500)
+			}
 			binary.LittleEndian.PutUint64(b.guest.Layout(0).Desc[16*2:], 1<<60) // beyond its memory
 			b.transmit(counting(60))
 			if b.dev.State().Failed == nil {
