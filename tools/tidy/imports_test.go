@@ -34,10 +34,16 @@ var below = map[string][]string{
 	"blk":       {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
 	"rdma":      {"dataplane/vnet", "dataplane/xsk", "dataplane/uring"},
 
+	"blk/file":    {"blk"},
+	"blk/nbd":     {"blk"},
+	"blk/nvmetcp": {"blk"},
+	"blk/driver":  {"blk"},
+	"blk/blktest": {"blk"},
+
 	"bpf":     {},
 	"pinning": {},
 	"docs":    {},
-	"bench":   {"vxlan", "blk", "rdma", "bpf", "pinning"},
+	"bench":   {"vxlan", "blk/file", "blk/nbd", "blk/nvmetcp", "blk/driver", "blk/blktest", "rdma", "bpf", "pinning"},
 
 	"tools":            {"bench", "tools/control", "tools/shuntd", "tools/lab/netlab"},
 	"tools/control":    {"vxlan/acl", "docs"}, // knows no packet
@@ -45,7 +51,7 @@ var below = map[string][]string{
 	"tools/lab/netlab": {},
 	"tools/shuntbpf":   {"bpf"},
 	"tools/shuntctl":   {"tools/control"},
-	"tools/shuntd":     {"tools/control", "vxlan", "blk", "rdma", "dataplane/packet", "dataplane/filter", "bpf", "pinning"},
+	"tools/shuntd":     {"tools/control", "vxlan", "blk/file", "blk/nbd", "blk/nvmetcp", "rdma", "dataplane/packet", "dataplane/filter", "bpf", "pinning"},
 }
 
 // outside says which parts alone may import a module that is not ours. A packet
@@ -130,6 +136,10 @@ func TestImportDirectionRule(t *testing.T) {
 		{"vxlan/underlay/a.go", ours("vxlan"), ""},
 		{"vxlan/acl/a.go", ours("vxlan"), "does not stand on"},
 		{"vxlan/a.go", ours("blk"), "does not stand on"},
+		{"blk/nbd/a.go", ours("blk"), ""},
+		{"blk/nbd/a.go", ours("blk/file"), "does not stand on"},
+		{"blk/a.go", ours("blk/file"), "does not stand on"},
+		{"tools/shuntd/a.go", ours("blk/nvmetcp"), ""},
 		{"vxlan/a.go", ours("dataplane/vnet/vnettest"), "is for tests"},
 		{"bench/a.go", ours("dataplane/vnet/vnettest"), ""},
 		{"vxlan/a.go", ours("tools/control"), "does not stand on"},
