@@ -186,7 +186,8 @@ func TestDaemonKilledUnderTraffic(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	names := []string{"fs", "fp", "ds", "dp", "cs", "cp"}
-	config := "workers: {cpus: [1]}\nnetworks: [{name: blue}]\nports:\n"
+	// Huge pages are whoever's comes first on this machine: the next daemon must not have what this one did not get.
+	config := "workers: {cpus: [1], huge-pages: off}\nnetworks: [{name: blue}]\nports:\n"
 	macs, socket := map[string]string{}, func(port string) string { return filepath.Join(dir, port+".sock") }
 	for i, name := range names {
 		macs[name] = fmt.Sprintf("52:54:00:00:03:%02x", i+1)
@@ -300,7 +301,7 @@ func TestDaemonKilledUnderQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	config := "workers: {cpus: [1]}\nuplinks: [{name: up0, interface: up0}]\nnetworks: [{name: blue, vni: 7, uplink: up0, flood: [192.0.2.2]}]\nports:\n"
+	config := "workers: {cpus: [1], huge-pages: off}\nuplinks: [{name: up0, interface: up0}]\nnetworks: [{name: blue, vni: 7, uplink: up0, flood: [192.0.2.2]}]\nports:\n"
 	vx := peer.VXLAN{Name: "vx7", VNI: 7, Device: "far0", Local: "192.0.2.2", Remote: "192.0.2.1", MAC: macFar, MTU: 1450}
 	var nics []guest.NIC
 	for i := range 4 {
