@@ -1,0 +1,35 @@
+package guestmem
+
+import (
+	"runtime"
+
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// Copy copies the shorter of the two, as copy does, where one or both lie in a guest's memory. The guest can truncate the file behind that at any
+// time: a fault inside dst or src is false, and how much was copied is unknown. Any other panic goes on.
+//
+// The calling goroutine needs debug.SetPanicOnFault, which every worker has; without it the fault ends the process.
+func Copy(dst, src []byte) (ok bool) {
+	defer contain(&ok, dst, src)
+	copy(dst, src)
+	return true
+}
+
+// contain ends a panic that is a fault of dst or src.
+func contain(ok *bool, dst, src []byte) {
+	r := recover()
+	if r == nil {
+		return
+	}
+	fault, is := r.(interface {
+		runtime.Error
+		Addr() uintptr
+	})
+	if !is || !within(dst, fault.Addr()) && !within(src, fault.Addr()) {
+		panic(r)
+	}
+	*ok = false
+}
+
+func within(b []byte, address uintptr) bool { return address-shm.Address(b) < uintptr(len(b)) }
