@@ -17,7 +17,6 @@ import (
 // Close on others; what a worker sees they change only within Worker.Do.
 type Device struct {
 	pairs  []*Pair
-	grace  func()
 	failed func(error)
 	mtu    uint16
 	file   *stateFile // nil: none
@@ -25,7 +24,7 @@ type Device struct {
 
 	mu       sync.Mutex // held by control calls and by Move, never by a worker
 	features uint64
-	memory   *guestmem.Map
+	memory   vhostuser.Memory
 	files    []memoryFile  // what memory's regions are mapped from
 	given    *guestmem.Log // the front-end's; the pairs have it while it is wanted
 }
@@ -180,7 +179,7 @@ func (p *Pair) start(c vhostuser.VringConfig) error {
 		return errors.New("the guest has shared no memory")
 	}
 	packed := d.features&FeaturePacked != 0
-	l, ok := layout(p.memory, c, packed)
+	l, ok := c.Tables(p.memory, packed)
 	if !ok {
 		return errors.New("its tables are outside the guest's memory")
 	}
@@ -275,7 +274,7 @@ func (d *Device) Disconnected() {
 	d.setFeatures(0)                          // no ring runs
 	d.update(func(s *State) { *s = State{} }) // why a pair failed stays, until somebody connects again
 	d.each(func(p *Pair) { p.announcing = 0 })
-	d.discard(d.swap(nil))
+	d.memory.Clear()
 	d.files = nil
 }
 

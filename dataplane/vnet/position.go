@@ -1,7 +1,6 @@
 package vnet
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -148,7 +147,7 @@ func (p *Pair) position(c vhostuser.VringConfig, l virtq.Layout, packed bool) (b
 	d := p.device
 	if !packed {
 		d.file.forget(c.Index)
-		return binary.LittleEndian.Uint16(l.Used[2:]), nil, nil
+		return l.UsedIndex(), nil, nil
 	}
 	_, used := c.PackedBase()
 	told := cursor(used)

@@ -24,6 +24,7 @@ import (
 	"fmt"
 
 	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 )
 
 // Feature bits of virtio and virtio-net that the device knows (virtio 1.2, sections 6 and 5.1.3).
@@ -114,7 +115,8 @@ func New(o Options) (*Device, error) {
 	if len(o.Pairs) == 0 || len(o.Pairs) > MaxPairs {
 		return nil, fmt.Errorf("virtio-net device of %d queue pairs: must be 1 to %d", len(o.Pairs), MaxPairs)
 	}
-	d := &Device{grace: o.Grace, failed: o.Failed, mtu: o.MTU}
+	d := &Device{failed: o.Failed, mtu: o.MTU}
+	d.memory = vhostuser.Memory{Use: d.useMemory, Grace: o.Grace}
 	for _, po := range o.Pairs {
 		if po.Worker == nil || po.Link == nil || po.Link.Counters == nil {
 			return nil, errors.New("a virtio-net queue pair needs a worker and a link with counters")
@@ -127,8 +129,8 @@ func New(o Options) (*Device, error) {
 			return nil, err
 		}
 	}
-	if d.grace == nil {
-		d.grace = func() { d.each(func(*Pair) {}) }
+	if d.memory.Grace == nil {
+		d.memory.Grace = func() { d.each(func(*Pair) {}) }
 	}
 	d.state.Store(&State{})
 	for i, p := range d.pairs {
