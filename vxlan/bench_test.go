@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -205,25 +206,27 @@ func BenchmarkFlow(b *testing.B) {
 	}
 }
 
-// TestEstablishedFlows holds what an established flow costs, of the quickest vectors in turns: less than deciding about each frame, and nothing to speak
-// of more with 1000 rules at each end and 10 000 forwarding entries.
+// TestEstablishedFlows holds what an established flow costs, of the quickest vectors in turns: less than deciding about each frame, and with 1000 rules at
+// each end and 10 000 forwarding entries nothing measurable more.
 func TestEstablishedFlows(t *testing.T) {
 	if raceDetector || testing.Short() {
 		t.Skip("measures time")
 	}
-	names, drivers := flowCases(t)
 	for try := 1; ; try++ {
-		cost := map[string]float64{}
-		for i, c := range fastest(drivers, 300) {
-			cost[names[i]] = c
-		}
+		names, drivers := flowCases(t) // anew: how they lie in caches makes a difference of a few ns
+		at := func(name string) *driver { return drivers[slices.Index(names, name)] }
 		var missed []string
-		for _, way := range []string{"guest", "wire", "learned"} {
-			if cost[way] > cost[way+", uncached"] {
-				missed = append(missed, fmt.Sprintf("%s: %.1f ns, uncached %.1f", way, cost[way], cost[way+", uncached"]))
+		for way, much := range map[string]string{
+			"guest": "guest, much", "wire": "wire, much", "learned": "learned, much", "wire, 64 flows": "wire, much, 64 flows",
+		} {
+			plain, more := inTurns(at(way), at(way+", uncached"), 100)
+			if more < 0 {
+				missed = append(missed, fmt.Sprintf("%s: %.1f ns a frame, uncached %.1f", way, plain, plain+more))
 			}
-			if much := cost[way+", much"]; much > cost[way]+10 {
-				missed = append(missed, fmt.Sprintf("%s: %.1f ns, with rules and entries %.1f", way, cost[way], much))
+			plain, more = inTurns(at(way), at(much), 400)
+			t.Logf("%s: %.1f ns a frame, with rules and entries %.1f", way, plain, plain+more)
+			if more > max(2, plain*0.02) {
+				missed = append(missed, fmt.Sprintf("%s: %.1f ns a frame, with rules and entries %.1f", way, plain, plain+more))
 			}
 		}
 		if len(missed) == 0 {
@@ -233,6 +236,27 @@ func TestEstablishedFlows(t *testing.T) {
 			t.Fatal(strings.Join(missed, "; "))
 		}
 	}
+}
+
+// inTurns is what a frame costs one driver, in nanoseconds with bringing it in, and how much more it costs another one: medians over n turns, each of which
+// compares the quickest of a few vectors one after the other, since what else the machine does then is mostly the same for both.
+func inTurns(d, other *driver, n int) (cost, more float64) {
+	costs, mores := make([]float64, n), make([]float64, n)
+	for turn := range n {
+		best := [2]float64{1e9, 1e9}
+		for range 4 {
+			for i, d := range []*driver{d, other} {
+				d.forward()
+				began := time.Now()
+				d.forward()
+				best[i] = min(best[i], float64(time.Since(began).Nanoseconds())/dataplane.Quantum)
+			}
+		}
+		costs[turn], mores[turn] = best[0], best[1]-best[0]
+	}
+	slices.Sort(costs)
+	slices.Sort(mores)
+	return costs[n/2], mores[n/2]
 }
 
 // flowDriver sends so many flows from a guest to another one, or to the wire. much: 1000 rules at each port and 10 000 forwarding entries.

@@ -2,7 +2,6 @@ package vxlan
 
 import (
 	"encoding/binary"
-	"math"
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
@@ -374,15 +373,15 @@ func (p *port) passes(l *lane, d acl.Direction, f *frame.Frame, v *verdict) (why
 		return DropHeadTooShort, false
 	}
 	rule, ok := p.filter.judge(l, d, &l.packet, f.Head())
-	v.keep = v.keep && rule <= math.MaxInt16
+	v.keep = v.keep && rule <= maxRule
 	if !ok {
 		v.depends |= byDenial
 	}
 	if d == acl.Out {
-		v.out, v.depends = int16(rule), v.depends|byOut
+		v.rules, v.depends = v.rules|ruledOut(rule), v.depends|byOut
 		return DropACLOut, ok
 	}
-	v.in, v.depends = int16(rule), v.depends|byIn
+	v.rules, v.depends = v.rules|ruledIn(rule), v.depends|byIn
 	return DropACLIn, ok
 }
 

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"encoding/binary"
+	"math"
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
@@ -46,7 +47,7 @@ type flow struct {
 	epochs     uint32
 	hash       uint32
 	to         place
-	out, in    int16 // rules that let it pass, or did not
+	rules      ruling
 	why        dataplane.Reason
 	depends    depends
 	_          uint16
@@ -68,6 +69,9 @@ const (
 	// bySource, byDestination: its source or destination was learned.
 	bySource
 	byDestination
+
+	// byEpoch: what it depends on may end in the middle of a tick.
+	byEpoch = byDenial | bySource | byDestination
 )
 
 // flowKey is what the head of a frame shows of its flow.
@@ -224,10 +228,19 @@ func (l *lane) recall(c *flows, nw *network, p *port, f *frame.Frame) *flow {
 		return nil
 	}
 	e := c.find(l, nw.generation, f)
-	if e == nil || e.depends != 0 && !l.stands(e, nw, p) {
+	switch ends := l.key.tcp & tcpEnds; {
+	case e == nil:
 		return nil
+	case e == l.same && ends == 0:
+	case e.depends&byEpoch != 0 && e.epochs != l.epochs(e.depends, nw, p, e.to), e.rules != 0 && ends != 0:
+		return nil
+	default:
+		if e.rules != l.rules || e.rules != 0 && e.to != l.ruled {
+			l.turn(e, p)
+		}
+		l.same = e
 	}
-	l.recalled++
+	l.run++
 	return e
 }
 
@@ -258,47 +271,48 @@ func (l *lane) tunnel(to place) *tunnel {
 	return l.now.vteps[to.vtep()]
 }
 
-// stands tells whether a verdict that depends on more than the configuration still holds, and counts the rules that made it.
-func (l *lane) stands(e *flow, nw *network, p *port) bool {
-	if e.depends&(bySource|byDestination|byDenial) != 0 && e.epochs != l.epochs(e.depends, nw, p, e.to) {
-		return false
+// What a verdict depends on is looked at once for frames of one flow that come one after the other, and its rules count once for frames that the same
+// ones decided about. So many rules cost a frame as much as none.
+
+// ruling names the rules that decided about a flow, at both ends: those of the port it comes from above, of the one it goes to below; 0: none.
+type ruling uint32
+
+// ruledOut and ruledIn take a rule as Judge returned it.
+func ruledOut(rule int) ruling { return ruling(rule-acl.Always+1) << 16 }
+func ruledIn(rule int) ruling  { return ruling(rule - acl.Always + 1) }
+
+// maxRule is the last one that a ruling can name.
+const maxRule = math.MaxUint16 + acl.Always - 1
+
+// count counts frames that were decided about.
+func (r ruling) count(out, in *acl.Compiled, worker, frames int) {
+	if r>>16 != 0 {
+		out.Count(worker, int(r>>16)+acl.Always-1, frames)
 	}
-	if e.depends&(byOut|byIn) == 0 {
-		return true
+	if r&math.MaxUint16 != 0 {
+		in.Count(worker, int(r&math.MaxUint16)+acl.Always-1, frames)
 	}
-	if l.key.tcp&tcpEnds != 0 {
-		return false
-	}
+}
+
+// turn begins to count for other rules.
+func (l *lane) turn(e *flow, p *port) {
+	l.over()
+	l.rules, l.ruled = e.rules, e.to
 	if e.depends&byOut != 0 {
-		l.tally[acl.Out].count(l, p.filter.rules, e.out)
+		l.outRules = p.filter.rules
 	}
 	if e.depends&byIn != 0 {
-		l.tally[acl.In].count(l, l.now.ports[e.to].filter.rules, e.in)
+		l.inRules = l.now.ports[e.to].filter.rules
 	}
-	return true
 }
 
-// tally counts a run of frames that were judged by the same rule.
-type tally struct {
-	rules *acl.Compiled
-	rule  int16
-	n     int
-}
-
-func (t *tally) count(l *lane, rules *acl.Compiled, rule int16) {
-	if t.rules != rules || t.rule != rule {
-		t.flush(l)
-		t.rules, t.rule = rules, rule
+// over shows what was counted.
+func (l *lane) over() {
+	if l.run > 0 {
+		l.rules.count(l.outRules, l.inRules, l.number, l.run)
+		l.recalled += l.run
 	}
-	t.n++
-}
-
-// flush shows what was counted.
-func (t *tally) flush(l *lane) {
-	if t.n > 0 {
-		t.rules.Count(l.number, int(t.rule), t.n)
-	}
-	*t = tally{}
+	l.run, l.rules, l.same = 0, 0, nil
 }
 
 // epochs is a sum that changes with what a verdict depends on: each of its parts only grows.
@@ -343,7 +357,7 @@ func (l *lane) keep(c *flows, nw *network, p *port, f *frame.Frame, v verdict) {
 	c.tags[i], c.last = hash, i
 	e := &c.entries[i]
 	e.key, e.outer, e.generation, e.tick = k.words, uint32(k.source.low), nw.generation, l.tick
-	e.hash, e.to, e.why, e.depends, e.out, e.in = hash, v.to, v.why, v.depends, v.out, v.in
+	e.hash, e.to, e.why, e.depends, e.rules = hash, v.to, v.why, v.depends, v.rules
 	e.epochs = l.epochs(v.depends, nw, p, v.to)
 	if k.is6 {
 		e.rest = k.rest

@@ -45,7 +45,7 @@ func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []
 // verdict is what was decided of a frame.
 type verdict struct {
 	to      place
-	out, in int16            // rules of the filters that judged it
+	rules   ruling           // of the filters that judged it
 	why     dataplane.Reason // if dropped, or if depends has byDenial
 	depends depends
 	keep    bool // it holds for other frames of the flow, too
@@ -84,7 +84,7 @@ func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source 
 
 // decide judges a guest's frame and looks up its destination.
 func (p *port) decide(l *lane, f *frame.Frame) verdict {
-	l.isRead = false
+	l.anew()
 	if f.HeadLen() < wire.EthernetLen {
 		return drop(DropMalformed)
 	}

@@ -25,9 +25,16 @@ type lane struct {
 	key              flowKey
 	packet           packet
 	isRead, readable bool
-	tally            [2]tally // by acl.Direction
-	uncached         bool     // for tests
-	recalled         int      // frames whose flow was known
+	uncached         bool // for tests
+	recalled         int  // frames whose flow was known
+
+	// same is the flow of the frame before; nil: it had to be decided. run is how many frames in a row were recalled that the same rules decided about:
+	// outRules of the port they come from, inRules of the one they go to, ruled.
+	same              *flow
+	run               int
+	rules             ruling
+	ruled             place
+	outRules, inRules *acl.Compiled
 
 	segmenter offload.Segmenter
 	// held is a segment on its way to several places, which came by the link heldFrom. A fault leaves it here.
@@ -50,6 +57,7 @@ func (s *Switch) makeLanes(workers []*dataplane.Worker) {
 // begin picks up the configuration for a vector of frames.
 func (s *Switch) begin(w *dataplane.Worker) *lane {
 	l := s.lanes[w.Index()]
+	l.end()
 	l.now, l.tick = s.current.Load(), s.tickOf(w)
 	if l.held != nil {
 		l.drop(l.heldFrom, &l.held, dataplane.DropFault)
@@ -58,9 +66,12 @@ func (s *Switch) begin(w *dataplane.Worker) *lane {
 }
 
 // end shows what was counted of a vector of frames.
-func (l *lane) end() {
-	l.tally[acl.In].flush(l)
-	l.tally[acl.Out].flush(l)
+func (l *lane) end() { l.over() }
+
+// anew begins to decide about a frame. That may end what other verdicts stand on.
+func (l *lane) anew() {
+	l.over()
+	l.isRead = false
 }
 
 // tickOf is the worker's time in ticks.

@@ -41,7 +41,8 @@ func (u *uplinkPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames [
 
 // decide judges a network's frame from the wire, learns its source, and looks up its destination.
 func (u *uplink) decide(l *lane, nw *network, f *frame.Frame) (v verdict) {
-	l.isRead, v.keep = false, true
+	l.anew()
+	v.keep = true
 	if why, ok := nw.admits(f); !ok {
 		return drop(why)
 	}
