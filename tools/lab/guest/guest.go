@@ -40,6 +40,10 @@ type Options struct {
 	CPUs int
 	// NICs appear in the guest as eth0, eth1 and so on.
 	NICs []NIC
+	// Disks appear in the guest as /dev/vda, /dev/vdb and so on.
+	Disks []Disk
+	// Root is the device with the guest's root file system, as /dev/vda; empty: the guest stays in its initial one.
+	Root string
 	// Namespace QEMU runs in; nil is the caller's.
 	Namespace *netlab.Namespace
 	// Incoming makes a machine that waits for another to move into it (see Migrate); it must have the same devices.
@@ -63,6 +67,18 @@ type NIC struct {
 	// Queues is the number of queue pairs; 0 is 1.
 	Queues int
 	// Properties of virtio-net-pci beyond that, as "csum=off,packed=on".
+	Properties string
+}
+
+// Disk is a virtio-blk device whose back-end speaks vhost-user.
+type Disk struct {
+	// Socket of the back-end.
+	Socket string
+	// Reconnect makes QEMU connect again, after a second, when the back-end went away.
+	Reconnect bool
+	// Queues is the number of queues; 0 is 1.
+	Queues int
+	// Properties of vhost-user-blk-pci beyond that, as "packed=on".
 	Properties string
 }
 
@@ -147,8 +163,7 @@ func (o Options) arguments(console, control, qmp string) []string {
 		"-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", fmt.Sprint(cpus), "-m", fmt.Sprintf("%dM", memory),
 		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", memory), "-numa", "node,memdev=ram",
 		"-kernel", o.Image.Kernel, "-initrd", o.Image.Initramfs,
-		// A panic stops the guest where it is; the console tells.
-		"-append", "console=ttyS0 loglevel=5 panic=0 mitigations=off nokaslr random.trust_cpu=on cryptomgr.notests no_timer_check tsc=reliable rcupdate.rcu_expedited=1 net.ifnames=0",
+		"-append", o.commandLine(),
 		"-chardev", "file,id=console,path=" + console, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=control,path=" + control,
 		"-device", "virtserialport,chardev=control,name=shunt.control",
@@ -157,7 +172,36 @@ func (o Options) arguments(console, control, qmp string) []string {
 	for i, nic := range o.NICs {
 		args = append(args, nic.arguments(i)...)
 	}
+	for i, disk := range o.Disks {
+		args = append(args, disk.arguments(i)...)
+	}
 	return args
+}
+
+// commandLine is the kernel's.
+func (o Options) commandLine() string {
+	// A panic stops the guest where it is; the console tells.
+	line := "console=ttyS0 loglevel=5 panic=0 mitigations=off nokaslr random.trust_cpu=on cryptomgr.notests no_timer_check tsc=reliable rcupdate.rcu_expedited=1 net.ifnames=0"
+	if o.Root != "" {
+		line += " shunt.root=" + o.Root
+	}
+	return line
+}
+
+// DiskID names the i-th disk to QEMU's monitor.
+func DiskID(i int) string { return fmt.Sprintf("disk%d", i) }
+
+func (d Disk) arguments(i int) []string {
+	chardev := fmt.Sprintf("socket,id=blk%d,path=%s", i, d.Socket)
+	if d.Reconnect {
+		chardev += ",reconnect=1"
+	}
+	// No MSI-X vectors: as for a NIC.
+	device := fmt.Sprintf("vhost-user-blk-pci,id=%s,chardev=blk%d,num-queues=%d,vectors=0", DiskID(i), i, max(1, d.Queues))
+	if d.Properties != "" {
+		device += "," + d.Properties
+	}
+	return []string{"-chardev", chardev, "-device", device}
 }
 
 func (n NIC) arguments(i int) []string {

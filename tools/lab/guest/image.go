@@ -29,9 +29,22 @@ type Recipe struct {
 	Programs []string
 	// Modules by name; what they depend on is found and comes along.
 	Modules []string
+	// Root, if set, has a disk built besides, with a root file system on it.
+	Root *Root `json:",omitempty"`
 	// Progress, if set, is told what a build is doing, one line a step.
 	Progress func(string) `json:"-"`
 }
+
+// Root is what a root file system on a disk holds beyond the base's programs.
+type Root struct {
+	// Packages and Programs are as in Recipe; the initial file system has none of these.
+	Packages, Programs []string
+	// MiB is the size of the file system and of the disk.
+	MiB int
+}
+
+// rootModules are what the initial file system needs to find a root on a disk.
+var rootModules = []string{"virtio_blk", "ext4", "crc32c_generic"}
 
 var base = Recipe{
 	Packages: []string{kernelPackage, "busybox-static", "iproute2", "ethtool", "iperf3"},
@@ -40,11 +53,13 @@ var base = Recipe{
 }
 
 // builder changes when the code below makes another image of the same recipe.
-const builder = "2"
+const builder = "3"
 
 // Image is a kernel and its initial file system, ready to boot.
 type Image struct {
 	Kernel, Initramfs string // paths
+	// Root is the path of the disk that Recipe.Root asked for: an ext4 file system, without partitions. It is to be copied, not written.
+	Root string
 	// Packages it was built from, as name=version.
 	Packages []string
 }
@@ -60,6 +75,7 @@ type manifest struct {
 const (
 	kernelFile    = "kernel"
 	initramfsFile = "initramfs.cpio"
+	rootFile      = "root.ext4"
 	manifestFile  = "manifest.json"
 )
 
@@ -91,7 +107,7 @@ func build(ctx context.Context, recipe Recipe) (Image, error) {
 	}
 	defer unlock()
 
-	packages, err := resolveOnce(ctx, cache, recipe.Packages)
+	packages, err := resolveOnce(ctx, cache, recipe.packages())
 	if err != nil {
 		if image, ok := newestOf(cache, recipe.hash()); ok {
 			return image, nil
@@ -118,13 +134,27 @@ func (r Recipe) withBase() Recipe {
 		slices.Sort(all)
 		return slices.Compact(all)
 	}
-	return Recipe{join(base.Packages, r.Packages), join(base.Programs, r.Programs), join(base.Modules, r.Modules), r.Progress}
+	full := Recipe{join(base.Packages, r.Packages), join(base.Programs, r.Programs), join(base.Modules, r.Modules), r.Root, r.Progress}
+	if r.Root != nil {
+		full.Modules = join(full.Modules, rootModules)
+	}
+	return full
+}
+
+// packages of the initial file system and of the disk.
+func (r Recipe) packages() []string {
+	if r.Root == nil {
+		return r.Packages
+	}
+	all := slices.Concat(r.Packages, r.Root.Packages)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func (r Recipe) hash() string {
 	text, err := json.Marshal(r)
 	if err != nil {
-		panic(err) // three lists of strings
+		panic(err) // lists of strings
 	}
 	return digest(builder + string(text) + string(initScript))
 }
@@ -169,6 +199,12 @@ func (r Recipe) makeIn(ctx context.Context, cache, dir string, packages []string
 	}
 	if err := r.writeInitramfs(root, version, filepath.Join(out, initramfsFile)); err != nil {
 		return err
+	}
+	if r.Root != nil {
+		r.progress("making the root disk of %d MiB", r.Root.MiB)
+		if err := r.writeRoot(ctx, root, filepath.Join(work, "disk"), filepath.Join(out, rootFile)); err != nil {
+			return err
+		}
 	}
 	if err := writeManifest(out, manifest{Recipe: r.hash(), Packages: packages}); err != nil {
 		return err
@@ -215,12 +251,16 @@ func (r Recipe) writeInitramfs(root, version, path string) error {
 
 func writeManifest(dir string, m manifest) error {
 	m.Sizes = map[string]int64{}
-	for _, name := range []string{kernelFile, initramfsFile} {
-		info, err := os.Stat(filepath.Join(dir, name))
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		info, err := entry.Info()
 		if err != nil {
 			return err
 		}
-		m.Sizes[name] = info.Size()
+		m.Sizes[entry.Name()] = info.Size()
 	}
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -232,7 +272,7 @@ func writeManifest(dir string, m manifest) error {
 // trusted reads an image back, or says that it is not whole.
 func trusted(dir string) (Image, bool) {
 	m, err := readManifest(dir)
-	if err != nil || len(m.Sizes) != 2 {
+	if err != nil || m.Sizes[kernelFile] == 0 || m.Sizes[initramfsFile] == 0 {
 		return Image{}, false
 	}
 	for name, size := range m.Sizes {
@@ -240,7 +280,11 @@ func trusted(dir string) (Image, bool) {
 			return Image{}, false
 		}
 	}
-	return Image{filepath.Join(dir, kernelFile), filepath.Join(dir, initramfsFile), m.Packages}, true
+	image := Image{Kernel: filepath.Join(dir, kernelFile), Initramfs: filepath.Join(dir, initramfsFile), Packages: m.Packages}
+	if m.Sizes[rootFile] > 0 {
+		image.Root = filepath.Join(dir, rootFile)
+	}
+	return image, true
 }
 
 func readManifest(dir string) (manifest, error) {

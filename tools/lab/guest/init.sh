@@ -16,15 +16,25 @@
 
 /bin/busybox --install -s /bin
 export PATH=/usr/bin:/bin HOME=/
-mkdir -p /proc /sys /run /tmp
+mkdir -p /proc /sys /dev /run /tmp /root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /run
 
-while read -r module; do
-	insmod "/modules/$module" || echo "shunt: inserting $module failed"
-done </modules/order
+if [ -e /modules/order ]; then
+	while read -r module; do
+		insmod "/modules/$module" || echo "shunt: inserting $module failed"
+	done </modules/order
+
+	# The command line may name a disk with a root file system; its init is
+	# this same script.
+	root=$(sed -n 's/.*shunt\.root=\([^ ]*\).*/\1/p' /proc/cmdline)
+	if [ -n "$root" ]; then
+		until [ -b "$root" ]; do usleep 10000; done
+		mount -t ext4 "$root" /root && umount -l /run /dev /sys /proc && exec switch_root /root /init
+	fi
+fi
 ip link set lo up
 
 # busybox's shell prefers its own ip to the real one, but a function to both.
