@@ -56,6 +56,8 @@ func (r *reason) Unwrap() error { return r.kind }
 // error, the engine holds what it held before, and nothing is left behind. Their errors are one sentence that names
 // what is wrong and what to do; the object's kind and name are put in front by the controller. They return when the
 // change is in force: after RemovePort no worker looks at the guest's memory any more. The context bounds how long.
+// Once it is in force there is no error: what of the state before could not be given back is in the log, since no
+// second call could give it back either.
 //
 // The controller keeps this order, so an engine needn't guard against the opposite: an object is added after what it
 // names and removed after what names it; names, sockets, interfaces, an uplink's VNIs and a network's addresses are
@@ -77,10 +79,11 @@ type Engine interface {
 	RemoveNetwork(ctx context.Context, name string) error
 
 	// AddPort opens the port's socket. UpdatePort changes everything but what Replaces names, while the guest stays
-	// connected. RemovePort disconnects the guest and removes the socket.
+	// connected. RemovePort disconnects the guest and removes the socket. again: a port of the same
+	// change serves the socket; otherwise what is kept for those who serve its guest later goes too.
 	AddPort(ctx context.Context, p config.Port) error
 	UpdatePort(ctx context.Context, p config.Port) error
-	RemovePort(ctx context.Context, name string) error
+	RemovePort(ctx context.Context, name string, again bool) error
 
 	// Status tells the state of the engine's objects, each list in no particular order.
 	Status() EngineStatus

@@ -208,8 +208,8 @@ func (r *reconciler) setPort(p config.Port) error {
 	return err
 }
 
-func (r *reconciler) removePort(name string) error {
-	err := r.call(func(ctx context.Context) error { return r.engine.RemovePort(ctx, name) })
+func (r *reconciler) removePort(name string, again bool) error {
+	err := r.call(func(ctx context.Context) error { return r.engine.RemovePort(ctx, name, again) })
 	if err == nil {
 		delete(r.ports.now, name)
 	}

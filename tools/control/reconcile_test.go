@@ -60,12 +60,14 @@ func TestSteps(t *testing.T) {
 		{"vni inherited", up + "networks: [{name: a, uplink: up0, vni: 7}]\n", up + "networks: [{name: b, uplink: up0, vni: 7}]\n",
 			"RemoveNetwork a, AddNetwork b"},
 		{"address traded", up + blue + ports, up + blue + strings.NewReplacer("00:01", "00:02", "00:02", "00:01").Replace(ports),
-			"RemovePort p1, RemovePort p2, AddPort p1, AddPort p2"},
+			"RemovePort p1 for now, RemovePort p2 for now, AddPort p1, AddPort p2"},
 		{"address passed on", up + blue + ports, up + blue + strings.NewReplacer("00:01", "00:02", "00:02", "00:03").Replace(ports),
-			"RemovePort p1, UpdatePort p2, AddPort p1"},
+			"RemovePort p1 for now, UpdatePort p2, AddPort p1"},
 		{"socket changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/c", 1), "RemovePort p1, AddPort p1"},
 		{"mode changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, mode: 0600", 1), "UpdatePort p1"},
 		{"moved to an interface", up + blue + ports, up + blue + strings.Replace(ports, "socket: /a", "interface: veth1", 1), "RemovePort p1, AddPort p1"},
+		{"sockets traded", up + blue + ports, up + blue + strings.NewReplacer("/a", "/b", "/b", "/a").Replace(ports),
+			"RemovePort p1 for now, RemovePort p2 for now, AddPort p1, AddPort p2"},
 		{"interface of an uplink", "uplinks: [{name: up0, interface: eth1}]\n" + "networks: [{name: blue}]\n",
 			"networks: [{name: blue}]\n" + strings.Replace(ports, "socket: /a", "interface: eth1", 1), "RemoveUplink up0, AddPort p1, AddPort p2"},
 		{"interface for an uplink", "networks: [{name: blue}]\n" + strings.Replace(ports, "socket: /a", "interface: eth1", 1), up + "networks: [{name: blue}]\n" + ports,
@@ -237,7 +239,7 @@ func TestReconcile(t *testing.T) {
 // checkUntouched asserts that no call was made for what is the same before and after.
 func checkUntouched(t *rapid.T, calls []string, was, want *config.Config) {
 	touched := func(what string) bool {
-		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasSuffix(c, what) })
+		return slices.ContainsFunc(calls, func(c string) bool { return strings.HasSuffix(strings.TrimSuffix(c, " for now"), what) })
 	}
 	changed := map[string]bool{}
 	for _, u := range slices.Concat(was.Uplinks, want.Uplinks) {

@@ -24,12 +24,22 @@ func (r *reconciler) removePorts() {
 		if !there || stays && !Replaces(was, want) && !r.addressTaken(was, want) {
 			continue
 		}
-		if err := r.removePort(name); err != nil {
+		if err := r.removePort(name, r.serves(was.Socket)); err != nil {
 			r.fail(KindPort, name, err)
 			continue
 		}
 		r.note(KindPort, name, Removed)
 	}
+}
+
+// serves reports whether a port is wanted that has a socket.
+func (r *reconciler) serves(socket string) bool {
+	for _, p := range r.ports.want {
+		if socket != "" && p.Socket == socket {
+			return true
+		}
+	}
+	return false
 }
 
 // addressTaken reports whether a port moves to an address that another one has and is to leave. Ports that trade places

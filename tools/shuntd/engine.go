@@ -41,18 +41,27 @@ type engine struct {
 	taps taps
 }
 
-// newEngine starts the workers.
+// newEngine starts the workers, or leaves nothing behind.
 func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
 		log: log, idle: c.Idle, ended: make(chan error, 1),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
 	}
-	if err := e.startWorkers(c); err != nil {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.release(context.Background()))
+		}
+	}()
+	if err = e.makeWorkers(c); err != nil {
 		return nil, err
 	}
-	e.untame = tameCollector(e.busiest)
 	e.unwatch = make(chan struct{})
-	return e, e.watchVeths(e.unwatch)
+	if err = e.watchVeths(e.unwatch); err != nil {
+		return nil, err
+	}
+	e.startWorkers()
+	e.untame = tameCollector(e.busiest)
+	return e, nil
 }
 
 // Ended implements daemon.Ender.
@@ -60,23 +69,53 @@ func (e *engine) Ended() <-chan error { return e.ended }
 
 // Close implements control.Engine.
 func (e *engine) Close(ctx context.Context) error {
-	var errs []error
-	for name := range e.ports {
-		errs = append(errs, e.RemovePort(ctx, name))
+	return errors.Join(append(e.removeAll(), e.release(ctx))...)
+}
+
+// release gives back what newEngine took, as far as it came.
+func (e *engine) release(ctx context.Context) error {
+	if e.unwatch != nil {
+		close(e.unwatch)
 	}
-	for name := range e.networks {
-		errs = append(errs, e.RemoveNetwork(ctx, name))
+	if e.untame != nil {
+		e.untame()
 	}
-	for name := range e.uplinks {
-		errs = append(errs, e.RemoveUplink(ctx, name))
+	if e.fabric != nil {
+		e.fabric.Close()
 	}
-	close(e.unwatch)
-	e.untame()
-	e.fabric.Close()
 	if err := e.stopWorkers(ctx); err != nil {
-		return errors.Join(append(errs, err)...) // which may still be looking at the memory
+		return err // a worker may still be looking at the memory
 	}
-	return errors.Join(append(errs, e.memory.Free())...)
+	if e.memory == nil {
+		return nil
+	}
+	return e.memory.Free()
+}
+
+// removeAll takes everything out of service. What ports keep for those who serve their guests next stays.
+func (e *engine) removeAll() (errs []error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for name, p := range e.ports {
+		delete(e.ports, name)
+		errs = append(errs, e.takePort(p))
+	}
+	for name, n := range e.networks {
+		delete(e.networks, name)
+		errs = append(errs, e.fabric.RemoveNetwork(name), e.unsteer(n))
+	}
+	for name, u := range e.uplinks {
+		delete(e.uplinks, name)
+		errs = append(errs, e.fabric.RemoveUplink(name), e.closeUplink(u))
+	}
+	return errs
+}
+
+// left logs what of an object could not be given back when it was changed or removed. It is so all the same, and nobody can call again for the rest.
+func (e *engine) left(kind, name string, err error) {
+	if err != nil {
+		e.log.Warn("changed as configured, but something of what was before is left", "kind", kind, "name", name, "reason", err)
+	}
 }
 
 // refused makes the controller's of a part's error. The controller puts the object's kind and name in front, so they go where the

@@ -25,6 +25,8 @@ type guest struct {
 	engine  *engine
 	net     *vnet.Device
 	options vhostuser.Options
+	state   string // path of the file that outlives us; empty: none
+	fresh   bool   // there was no such file
 	backend atomic.Pointer[vhostuser.Backend]
 }
 
@@ -45,12 +47,13 @@ func (e *engine) newGuest(p *port, n *network) error {
 	if err != nil {
 		return err
 	}
-	state, err := stateFile(c.Socket)
-	if err != nil {
+	if g.state, err = stateFile(c.Socket); err != nil {
 		e.log.Warn("packed rings of the port's guest do not survive the end of shuntd", "port", c.Name, "reason", err)
 	}
+	_, err = os.Lstat(g.state)
+	g.fresh = errors.Is(err, fs.ErrNotExist)
 	o := vnet.Options{
-		Grace: e.grace, Failed: func(why error) { g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: state,
+		Grace: e.grace, Failed: func(why error) { g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: g.state,
 	}
 	for _, pair := range p.pairs {
 		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
@@ -64,6 +67,7 @@ func (e *engine) newGuest(p *port, n *network) error {
 
 // statePaths are where the files may be that tell a successor where the rings stood, one for each socket: on a file system in
 // memory, so that a page of them never waits for a disk. They stay when we stop: a front-end that is hung up on is not told where its rings stand.
+// They go with their port's configuration.
 var statePaths = []string{"/run/shunt/rings", "/dev/shm/shunt/rings"}
 
 // stateFile names a socket's file.
@@ -117,9 +121,8 @@ func (g *guest) permit(was, will config.Port) error {
 }
 
 // move implements device.
-func (g *guest) move(_ *port, i int, to *worker) error {
+func (g *guest) move(_ *port, i int, to *worker) {
 	g.net.Move(i, to.Worker) // and its link
-	return nil
 }
 
 // stop implements device.
@@ -132,6 +135,17 @@ func (g *guest) stop(p *port) error {
 		pair.worker.unlink(pair.link)
 	}
 	return errors.Join(err, g.net.Close())
+}
+
+// forget implements device.
+func (g *guest) forget() error {
+	if g.state == "" {
+		return nil
+	}
+	if err := os.Remove(g.state); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // hangUpAfter is how long a front-end has to hear what is wrong before its connection ends.

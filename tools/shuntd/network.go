@@ -59,7 +59,7 @@ func (e *engine) UpdateNetwork(_ context.Context, c config.Network) error {
 	}
 	e.networks[c.Name] = n
 	if moves {
-		return e.unsteer(old)
+		e.left("network", c.Name, e.unsteer(old))
 	}
 	return nil
 }
@@ -130,16 +130,16 @@ func (e *engine) leave(u *uplink, n *network) error {
 	return errors.Join(errs...)
 }
 
-// steerPort gives frames from the wire to a port's guest to the workers that own its pairs. A guest whose address is not known gets them by way of the
+// steerPort gives frames from the wire to a port's guest to workers, those that own its pairs. A guest whose address is not known gets them by way of the
 // network's worker.
-func (e *engine) steerPort(n *network, p *port) error {
+func (e *engine) steerPort(n *network, mac config.MAC, workers []int) error {
 	u := e.uplinks[n.config.Uplink]
 	if u == nil || u.program == nil {
 		return nil
 	}
 	u.steer.Lock()
 	defer u.steer.Unlock()
-	return u.addStation(n, p.config.MAC, p.workers())
+	return u.addStation(n, mac, workers)
 }
 
 // unsteerPort is the reverse of steerPort, for a port as it was.
@@ -203,8 +203,12 @@ func (e *engine) RemoveNetwork(_ context.Context, name string) error {
 	if n == nil {
 		return fmt.Errorf("network %s: %w", name, control.ErrNotFound)
 	}
+	if err := e.fabric.RemoveNetwork(name); err != nil {
+		return refused(err)
+	}
 	delete(e.networks, name)
-	return errors.Join(e.unsteer(n), e.fabric.RemoveNetwork(name))
+	e.left("network", name, e.unsteer(n))
+	return nil
 }
 
 func vxlanNetwork(n *network) vxlan.Network {

@@ -32,9 +32,11 @@ type device interface {
 	// start lets the guest in, after its links are attached to the switch.
 	start(p *port) error
 	// move gives a pair to another worker.
-	move(p *port, i int, to *worker) error
+	move(p *port, i int, to *worker)
 	// stop sends the guest away and takes the links off their workers; only then is the rest given back.
 	stop(p *port) error
+	// forget removes what stop leaves for the guest's next device.
+	forget() error
 	// status fills in what the device knows.
 	status(s *control.PortStatus)
 	// count adds counters of the device's own.
@@ -53,6 +55,11 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		return err
 	}
 	p := &port{config: c}
+	defer func() {
+		if g, is := p.device.(*guest); is && err != nil && g.fresh {
+			err = errors.Join(err, g.forget())
+		}
+	}()
 	if c.Interface != "" {
 		err = e.newVeth(p)
 	} else {
@@ -72,7 +79,7 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		if len(p.pairs) > 1 {
 			e.fabric.Refresh() // the links have owners only now, and each worker uses its own
 		}
-		err = e.steerPort(n, p)
+		err = e.steerPort(n, c.MAC, p.workers())
 	}
 	if err != nil {
 		return errors.Join(err, e.closePort(p))
@@ -105,10 +112,20 @@ func (p *port) links() (links []*dataplane.Link) {
 	return links
 }
 
-// workers are the indices of those that own the port's pairs, each once.
-func (p *port) workers() (list []int) {
+// places are the workers that own the port's pairs.
+func (p *port) places() (list []*worker) {
 	for _, pair := range p.pairs {
-		if i := pair.worker.Index(); !slices.Contains(list, i) {
+		list = append(list, pair.worker)
+	}
+	return list
+}
+
+// workers are the indices of those that own the port's pairs, each once.
+func (p *port) workers() []int { return indices(p.places()) }
+
+func indices(places []*worker) (list []int) {
+	for _, w := range places {
+		if i := w.Index(); !slices.Contains(list, i) {
 			list = append(list, i)
 		}
 	}
@@ -152,37 +169,38 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 	if err := checkFlat(n, c); err != nil {
 		return err
 	}
+	places := p.places()
 	if len(c.Workers) > 0 {
-		if _, err := e.place(len(p.pairs), c.Workers); err != nil {
+		var err error
+		if places, err = e.place(len(p.pairs), c.Workers); err != nil {
 			return err
 		}
 	}
-	was := *p
-	if err := p.permit(was.config, c); err != nil {
+	was := p.config
+	if err := p.permit(was, c); err != nil {
 		return err
 	}
-	steered := was.config.Network != c.Network || was.config.MAC != c.MAC
-	if err := e.change(n, p, c, steered); err != nil {
-		return errors.Join(err, p.permit(c, was.config))
+	if err := e.change(n, p, c, places); err != nil {
+		return errors.Join(err, p.permit(c, was))
 	}
 	p.config = c
-	var errs []error
-	if steered {
-		errs = append(errs, e.unsteerPort(e.networks[was.config.Network], was.config.MAC))
+	if was.Network != c.Network || was.MAC != c.MAC {
+		e.left("port", c.Name, e.unsteerPort(e.networks[was.Network], was.MAC))
 	}
-	if was.config.Limits != c.Limits {
+	if was.Limits != c.Limits {
 		setLimits(p)
 	}
-	if len(c.Workers) > 0 {
-		errs = append(errs, e.movePort(p, c.Workers))
-	}
-	return errors.Join(errs...)
+	e.movePort(p, places)
+	return nil
 }
 
 // change gives a port's new configuration to the switch, and its frames on the wire to its workers, or neither.
-func (e *engine) change(n *network, p *port, c config.Port, steered bool) error {
+func (e *engine) change(n *network, p *port, c config.Port, places []*worker) error {
+	was := p.config
+	moves := was.Network != c.Network || was.MAC != c.MAC
+	steered := moves || !slices.Equal(indices(places), p.workers())
 	if steered {
-		if err := e.steerPort(n, &port{config: c, pairs: p.pairs, device: p.device}); err != nil {
+		if err := e.steerPort(n, c.MAC, indices(places)); err != nil {
 			return err
 		}
 	}
@@ -191,8 +209,11 @@ func (e *engine) change(n *network, p *port, c config.Port, steered bool) error 
 		return nil
 	}
 	err = refused(err, vxlan.ErrConflict)
-	if steered {
+	switch {
+	case moves:
 		err = errors.Join(err, e.unsteerPort(n, c.MAC))
+	case steered:
+		err = errors.Join(err, e.steerPort(n, was.MAC, p.workers()))
 	}
 	return err
 }
@@ -205,32 +226,23 @@ func (p *port) permit(was, will config.Port) error {
 	return nil
 }
 
-// movePort gives a port's pairs to the workers wished for. What is on its way to a pair meanwhile follows it.
-func (e *engine) movePort(p *port, wish []int) error {
-	places, err := e.place(len(p.pairs), wish)
-	if err != nil {
-		return err
-	}
+// movePort gives a port's pairs to other workers. What is on its way to a pair meanwhile follows it.
+func (e *engine) movePort(p *port, places []*worker) {
 	moved := false
 	for i, pair := range p.pairs {
-		if pair.worker == places[i] {
-			continue
+		if pair.worker != places[i] {
+			p.move(p, i, places[i])
+			pair.worker, moved = places[i], true
 		}
-		if err := p.move(p, i, places[i]); err != nil {
-			return err
-		}
-		pair.worker, moved = places[i], true
 	}
-	if !moved {
-		return nil
+	if moved {
+		e.fabric.Refresh()
+		e.log.Info("port moved", "port", p.config.Name, "workers", p.workers())
 	}
-	e.fabric.Refresh()
-	e.log.Info("port moved", "port", p.config.Name, "workers", p.workers())
-	return e.steerPort(e.networks[p.config.Network], p)
 }
 
 // RemovePort implements control.Engine.
-func (e *engine) RemovePort(_ context.Context, name string) error {
+func (e *engine) RemovePort(_ context.Context, name string, again bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := e.ports[name]
@@ -238,6 +250,16 @@ func (e *engine) RemovePort(_ context.Context, name string) error {
 		return fmt.Errorf("port %s: %w", name, control.ErrNotFound)
 	}
 	delete(e.ports, name)
+	err := e.takePort(p)
+	if !again {
+		err = errors.Join(err, p.forget())
+	}
+	e.left("port", name, err)
+	return nil
+}
+
+// takePort takes a port out of service, whatever goes wrong.
+func (e *engine) takePort(p *port) error {
 	return errors.Join(e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.closePort(p))
 }
 

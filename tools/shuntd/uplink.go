@@ -306,9 +306,12 @@ func (e *engine) RemoveUplink(_ context.Context, name string) error {
 	if u == nil {
 		return fmt.Errorf("uplink %s: %w", name, control.ErrNotFound)
 	}
+	if err := e.fabric.RemoveUplink(name); err != nil {
+		return refused(err)
+	}
 	delete(e.uplinks, name)
-	err := e.fabric.RemoveUplink(name)
-	return errors.Join(err, e.closeUplink(u))
+	e.left("uplink", name, e.closeUplink(u))
+	return nil
 }
 
 // closeUplink takes back whatever of an uplink there is.

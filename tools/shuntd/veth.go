@@ -138,7 +138,7 @@ func (v *veth) shut(p *port) error {
 }
 
 // move implements device.
-func (v *veth) move(p *port, i int, to *worker) error {
+func (v *veth) move(p *port, i int, to *worker) {
 	pair := p.pairs[i]
 	from := pair.worker
 	pair.link.Move(to.Worker, func() {
@@ -150,8 +150,10 @@ func (v *veth) move(p *port, i int, to *worker) error {
 		to.Watch(q.socket.FD(), unix.POLLIN, false)
 		q.port.SetPool(to.Pool())
 	})
-	return nil
 }
+
+// forget implements device.
+func (v *veth) forget() error { return nil }
 
 // stop implements device.
 func (v *veth) stop(p *port) error {

@@ -24,7 +24,7 @@ type worker struct {
 	cpu    int
 	frames int // that are at home here
 	load   loadMeter
-	done   chan struct{} // closed when Run has returned
+	done   chan struct{} // closed when Run has returned; nil: it was not called
 }
 
 // How many frames the daemon has: 64 MiB for the first worker, 32 MiB for each further one, all locked. Each worker is home to an equal share. An
@@ -35,8 +35,8 @@ const (
 	furtherFrames = 2 * 4096
 )
 
-// startWorkers makes the frame memory and starts a worker on each core.
-func (e *engine) startWorkers(c config.Workers) error {
+// makeWorkers makes the frame memory and a worker for each core.
+func (e *engine) makeWorkers(c config.Workers) error {
 	cpus, err := workerCPUs(c.CPUs, e.log)
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func (e *engine) startWorkers(c config.Workers) error {
 		if err != nil {
 			return err
 		}
-		w := &worker{cpu: cpu, frames: n / len(cpus), done: make(chan struct{})}
+		w := &worker{cpu: cpu, frames: n / len(cpus)}
 		w.Worker, err = dataplane.NewWorker(dataplane.WorkerOptions{
 			Index: i, Pool: pool, Idle: idlePolicy(c.Idle), Start: func() error { return pinning.Apply(cpu) },
 		})
@@ -68,11 +68,16 @@ func (e *engine) startWorkers(c config.Workers) error {
 	}
 	e.umem = xsk.NewUMEM(memory)
 	e.fabric = vxlan.NewSwitch(workers, vxlan.Options{})
+	return nil
+}
+
+// startWorkers starts the workers' threads.
+func (e *engine) startWorkers() {
 	for _, w := range e.workers {
+		w.done = make(chan struct{})
 		go e.run(w)
 		w.load.start(w.Worker)
 	}
-	return nil
 }
 
 // makeRoom lets Go run all workers at once, and the control side and the collector beside them. The daemon does so for workers that the configuration
@@ -108,14 +113,21 @@ func (e *engine) run(w *worker) {
 	}
 }
 
-// stopWorkers ends the workers' threads.
+// stopWorkers ends the workers' threads, and frees what they held.
 func (e *engine) stopWorkers(ctx context.Context) error {
 	var errs []error
 	for _, w := range e.workers {
+		if w.done == nil {
+			errs = append(errs, w.Close())
+			continue
+		}
 		w.load.stop()
 		w.Stop()
 	}
 	for _, w := range e.workers {
+		if w.done == nil {
+			continue
+		}
 		select {
 		case <-w.done:
 			errs = append(errs, w.Close())

@@ -129,6 +129,7 @@ func (k *checker) portWorkers(at string, workers []int, queues int) {
 }
 
 func (k *checker) limits(at string, l Limits) {
+	k.lasts(at+".flood.burst", l.Flood.Burst, 100*time.Microsecond, time.Second)
 	if k.given(at) && !k.given(at+".from-guest") && !k.given(at+".to-guest") { // one for both
 		k.lasts(at+".burst", l.FromGuest.Burst, 100*time.Microsecond, time.Second)
 		return

@@ -21,8 +21,11 @@ var compareAddr = cmp.Options{
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 }
 
-// noLimits are the defaults filled in.
-var noLimits = Limits{FromGuest: Limit{Burst: DefaultBurst}, ToGuest: Limit{Burst: DefaultBurst}}
+// noLimits are the defaults filled in, usualFlood is one of them.
+var (
+	noLimits   = Limits{FromGuest: Limit{Burst: DefaultBurst}, ToGuest: Limit{Burst: DefaultBurst}, Flood: usualFlood}
+	usualFlood = FloodLimit{PPS: DefaultFlood, Burst: DefaultBurst}
+)
 
 func TestExample(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "example.yaml"))
@@ -56,18 +59,18 @@ func TestExample(t *testing.T) {
 			{Name: "vm1-eth0", Network: "blue", Socket: "/run/shunt/vm1-eth0.sock", Role: RoleServer, Mode: 0o600, Owner: "libvirt-qemu",
 				Group: "107", MAC: MAC{0x52, 0x54, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 				Queues: 4, Workers: []int{1, 0}, AntiSpoof: true, LearnLimit: DefaultPortLearn,
-				Limits: Limits{FromGuest: Limit{Burst: 2 * DefaultBurst}, ToGuest: Limit{Burst: 2 * DefaultBurst}},
+				Limits: Limits{FromGuest: Limit{Burst: 2 * DefaultBurst}, ToGuest: Limit{Burst: 2 * DefaultBurst}, Flood: FloodLimit{Burst: DefaultBurst}},
 				ACL: &acl.Policy{Default: acl.Allow, Rules: []acl.Rule{
 					{Verdict: acl.Allow, Subject: acl.OfProtocol, Number: 6, From: netip.MustParsePrefix("10.0.0.0/8"), ToPort: acl.Ports{First: 80, Last: 443}},
 					{Direction: acl.Out, To: netip.MustParsePrefix("fd00::/64")},
 				}}},
 			{Name: "test.0", Network: "local", Socket: "/tmp/test.sock", Role: RoleServer, Mode: 0o660, Queues: 1, Coalesce: true, LearnLimit: 8,
-				Limits: Limits{FromGuest: Limit{PPS: 1000, Burst: DefaultBurst}, ToGuest: Limit{BPS: 100000000, Burst: DefaultBurst / 10}},
+				Limits: Limits{FromGuest: Limit{PPS: 1000, Burst: DefaultBurst}, ToGuest: Limit{BPS: 100000000, Burst: DefaultBurst / 10}, Flood: FloodLimit{PPS: 200, Burst: 2 * DefaultBurst}},
 				ACL: &acl.Policy{Rules: []acl.Rule{
 					{Verdict: acl.Allow, Subject: acl.OfProtocol, Number: 1, ICMP: acl.ICMP{HasType: true, Type: 8}},
 				}}},
 			{Name: "vm2-eth0", Network: "local", Socket: "/run/vm2.sock", Role: RoleClient, Queues: 1, Coalesce: true, LearnLimit: DefaultPortLearn,
-				Limits: Limits{FromGuest: Limit{PPS: 7, Burst: DefaultBurst}, ToGuest: Limit{PPS: 7, Burst: DefaultBurst}}},
+				Limits: Limits{FromGuest: Limit{PPS: 7, Burst: DefaultBurst}, ToGuest: Limit{PPS: 7, Burst: DefaultBurst}, Flood: usualFlood}},
 			{Name: "container", Network: "local", Interface: "veth1", Queues: 2, Coalesce: true, LearnLimit: DefaultPortLearn, Limits: noLimits},
 		},
 	}
@@ -308,7 +311,11 @@ func TestBadValues(t *testing.T) {
 		{"acl rule", port("acl: {rules: [allow in any, @allow in tpc]}\n"), `ports[0].acl.rules[1]: at character 10: "tpc" is none of any, ether,`},
 		{"acl rule twice", port("acl: {rules: [allow in, allow out, @allow in any]}\n"), `ports[0].acl.rules[2]: "allow in any" is also rule 0, which decides before it: keep one`},
 		{"limits both", port("limits: @{pps: 1, to-guest: {pps: 2}}\n"), "ports[0].limits: give pps, bps and burst either here, for both directions, or under from-guest and to-guest"},
-		{"limits key", port("limits: {@ppm: 1}\n"), `ports[0].limits: unknown key "ppm": the keys here are pps, bps, burst, from-guest, to-guest`},
+		{"limits key", port("limits: {@ppm: 1}\n"), `ports[0].limits: unknown key "ppm": the keys here are pps, bps, burst, from-guest, to-guest, flood`},
+		{"limits flood", port("limits: {flood: {@bps: 1}}\n"), `ports[0].limits.flood: unknown key "bps": the keys here are pps, burst`},
+		{"limits flood burst", port("limits: {pps: 1, flood: {burst: @1us}}\n"), "ports[0].limits.flood.burst: 1µs is out of range: give 100µs to 1s"},
+		{"limits flood twice", port("limits: {pps: 1, flood: {}, @flood: {}}\n"), "ports[0].limits.flood: the key was given before"},
+		{"limits twice", port("limits: {pps: 1, flood: {}, @pps: 2}\n"), "ports[0].limits.pps: the key was given before"},
 		{"limits inner key", port("limits: {to-guest: {@ppm: 1}}\n"), `ports[0].limits.to-guest: unknown key "ppm": the keys here are pps, bps, burst`},
 		{"limits number", port("limits: @7\n"), "ports[0].limits: this is a number: it must be a mapping"},
 		{"limits negative", port("limits: {from-guest: {bps: @-1}}\n"), "-1 is out of range: give at least 0"},

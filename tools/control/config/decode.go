@@ -183,6 +183,7 @@ func (d *decoder) mapping(n *node, v reflect.Value, path string) {
 		o.Learning, o.Answer = true, true
 	case *Port:
 		o.AntiSpoof, o.Coalesce = true, true
+		o.Limits.Flood.PPS = DefaultFlood
 	}
 	fields := fieldsOf(v.Type())
 	first := map[string]position{}

@@ -35,7 +35,7 @@ func TestDocumented(t *testing.T) {
 			{"`control`", []reflect.Type{reflect.TypeFor[Control]()}},
 			{"`uplinks`", []reflect.Type{reflect.TypeFor[Uplink]()}},
 			{"`networks`", []reflect.Type{reflect.TypeFor[Network](), reflect.TypeFor[Entry]()}},
-			{"`ports`", []reflect.Type{reflect.TypeFor[Port](), reflect.TypeFor[Limits](), reflect.TypeFor[Limit](), reflect.TypeFor[acl.Policy]()}},
+			{"`ports`", []reflect.Type{reflect.TypeFor[Port](), reflect.TypeFor[Limits](), reflect.TypeFor[Limit](), reflect.TypeFor[FloodLimit](), reflect.TypeFor[acl.Policy]()}},
 		} {
 			if strings.HasPrefix(s, of.heading) {
 				for _, typ := range of.types {
@@ -44,8 +44,8 @@ func TestDocumented(t *testing.T) {
 			}
 		}
 	}
-	if len(section) != 9 {
-		t.Fatalf("%d of 9 types have a section", len(section))
+	if len(section) != 10 {
+		t.Fatalf("%d of 10 types have a section", len(section))
 	}
 	for typ, s := range section {
 		for _, key := range fieldsOf(typ).names {

@@ -47,6 +47,7 @@ func (p *Port) fill() {
 	p.LearnLimit = or(p.LearnLimit, DefaultPortLearn)
 	p.Limits.FromGuest.Burst = or(p.Limits.FromGuest.Burst, DefaultBurst)
 	p.Limits.ToGuest.Burst = or(p.Limits.ToGuest.Burst, DefaultBurst)
+	p.Limits.Flood.Burst = or(p.Limits.Flood.Burst, DefaultBurst)
 	p.IPs, p.Workers = some(p.IPs), some(p.Workers)
 	if p.ACL != nil {
 		p.ACL = &acl.Policy{Default: p.ACL.Default, Rules: some(p.ACL.Rules)}
@@ -55,8 +56,15 @@ func (p *Port) fill() {
 
 // Limits bounds what comes from a port's guest, and what goes to it. In a document, the keys of one Limit in their place speak of both.
 type Limits struct {
-	FromGuest Limit `json:"from-guest"`
-	ToGuest   Limit `json:"to-guest"`
+	FromGuest Limit      `json:"from-guest"`
+	ToGuest   Limit      `json:"to-guest"`
+	Flood     FloodLimit `json:"flood"`
+}
+
+// FloodLimit bounds what comes from a port's guest and goes to several places: broadcast, multicast and unknown unicast frames. What is more is dropped.
+type FloodLimit struct {
+	PPS   uint64   `json:"pps"`            // zero is no limit; absent: 10000
+	Burst Duration `json:"burst,omitzero"` // how much may pass at once, as time at the limit; absent: 10ms
 }
 
 // Limit bounds one direction. Zero is no limit.
@@ -66,28 +74,37 @@ type Limit struct {
 	Burst Duration `json:"burst,omitzero"` // how much may pass at once, as time at the limit; absent: 10ms
 }
 
-// decodeNode reads either form.
+// decodeNode reads either form. That of one Limit may have a flood beside it.
 func (l *Limits) decodeNode(d *decoder, n *node, path string) {
 	type directions Limits // without this method
 	one, both := fieldsOf(reflect.TypeFor[Limit]()), fieldsOf(reflect.TypeFor[Limits]())
-	flat, directed := false, false
+	flat, directed := *n, *n
+	flat.keys, directed.keys = nil, nil
+	floods := 0
 	for _, k := range n.keys {
 		_, ofOne := one.index[k.name]
 		_, ofBoth := both.index[k.name]
-		if !ofOne && !ofBoth {
+		switch {
+		case ofOne:
+			flat.keys = append(flat.keys, k)
+		case ofBoth:
+			directed.keys = append(directed.keys, k)
+		default:
 			keys := fields{names: append(one.names, both.names...)}
 			d.fail(path, &node{position: k.position}, unknownKey(k.name, reflect.TypeFor[Limits](), keys))
 			return
 		}
-		flat, directed = flat || ofOne, directed || ofBoth
+		if k.name == "flood" {
+			floods++
+		}
 	}
-	switch {
-	case flat && directed:
-		d.fail(path, n, errors.New("give pps, bps and burst either here, for both directions, or under from-guest and to-guest"))
-	case flat:
-		d.value(n, &l.FromGuest, path)
+	if len(flat.keys) > 0 {
+		if len(directed.keys) > floods {
+			d.fail(path, n, errors.New("give pps, bps and burst either here, for both directions, or under from-guest and to-guest"))
+			return
+		}
+		d.value(&flat, &l.FromGuest, path)
 		l.ToGuest = l.FromGuest
-	default:
-		d.value(n, (*directions)(l), path)
 	}
+	d.value(&directed, (*directions)(l), path)
 }

@@ -45,7 +45,7 @@ func (e *Engine) Held() (map[string]config.Uplink, map[string]config.Network, ma
 	return maps.Clone(e.uplinks), maps.Clone(e.networks), maps.Clone(e.ports)
 }
 
-// Calls returns the calls made since the last time, as "AddPort vm1".
+// Calls returns the calls made since the last time, as "AddPort vm1", or "RemovePort vm1 for now" where its socket is served again.
 func (e *Engine) Calls() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -207,9 +207,13 @@ func (e *Engine) holder(socket, device, port string) string {
 }
 
 // RemovePort implements control.Engine.
-func (e *Engine) RemovePort(ctx context.Context, name string) error {
+func (e *Engine) RemovePort(ctx context.Context, name string, again bool) error {
 	return e.change(ctx, "RemovePort", name, func() string { return exists(e.ports, name, true) },
-		func() { delete(e.ports, name) })
+		func() {
+			if delete(e.ports, name); again {
+				e.calls[len(e.calls)-1] += " for now"
+			}
+		})
 }
 
 // Status implements control.Engine.
