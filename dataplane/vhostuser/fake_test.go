@@ -295,7 +295,7 @@ func (d *fakeDevice) SetInflight(a *Inflight) error {
 				entries[a.Size-1].Inflight++
 			}
 			if q, entries, err := a.Packed(i, a.Size); err == nil {
-				q.UsedIdx++
+				q.Used++
 				entries[a.Size-1].Inflight++
 			}
 		}

@@ -46,17 +46,19 @@ type SplitEntry struct {
 	Counter uint64
 }
 
-// PackedQueue is the head of a packed ring's region. All of it can be changed by the front-end at any time.
+// PackedQueue is the head of a packed ring's region. All of it can be changed by the front-end at any time. What the specification has as several small
+// fields is one here where all of them change in one store.
 type PackedQueue struct {
 	Features uint64
 	Version  uint16
 	// DescNum is the number of entries, the ring's size.
 	DescNum uint16
-	// FreeHead begins the list of entries that are free, UsedIdx and UsedWrapCounter are the device's position in the ring: after the last
-	// batch, and before it if Old.
-	FreeHead, OldFreeHead, UsedIdx, OldUsedIdx uint16
-	UsedWrapCounter, OldUsedWrapCounter        uint8
-	_                                          [10]uint8
+	// Free begins the list of entries that are free: free_head in the lower half; old_free_head, which was the head before the last batch, in the upper one.
+	Free uint32
+	// Used is the device's position in the ring, used_idx in bits 0 to 15 and used_wrap_counter in 32 to 39; and before the last batch, old_used_idx in
+	// 16 to 31 and old_used_wrap_counter in 40 to 47.
+	Used uint64
+	_    uint64
 }
 
 // PackedEntry is a copy of one descriptor, and for the head of a chain the chain's state.
@@ -155,7 +157,7 @@ func (a *Inflight) region(queue int) ([]byte, error) {
 // errInflight refuses what somebody else wrote.
 var errInflight = errors.New("inflight area: of another version, or for rings of another size")
 
-// Split views the region of a split ring. One that nobody has used is prepared for size descriptors; one that was used for another size is refused.
+// Split views the region of a split ring. One that nobody has used is all zeros, and to be adopted; one that was used for another size is refused.
 func (a *Inflight) Split(queue, size int) (*SplitQueue, []SplitEntry, error) {
 	b, err := a.region(queue)
 	if err != nil {
@@ -170,7 +172,7 @@ func (a *Inflight) Split(queue, size int) (*SplitQueue, []SplitEntry, error) {
 		return nil, nil, fmt.Errorf("inflight area: ring %d: %w", queue, err)
 	}
 	q := &heads[0]
-	return q, entries, adopt(&q.Version, &q.DescNum, size)
+	return q, entries, recognize(&q.Version, &q.DescNum, size)
 }
 
 // Packed views the region of a packed ring, as Split does that of a split one.
@@ -188,21 +190,44 @@ func (a *Inflight) Packed(queue, size int) (*PackedQueue, []PackedEntry, error) 
 		return nil, nil, fmt.Errorf("inflight area: ring %d: %w", queue, err)
 	}
 	q := &heads[0]
-	return q, entries, adopt(&q.Version, &q.DescNum, size)
+	return q, entries, recognize(&q.Version, &q.DescNum, size)
 }
 
-// adopt makes an unused region one of size entries, and judges a used one.
-func adopt(version, entries *uint16, size int) error {
-	v, n := shm.Load16(version), shm.Load16(entries)
-	if v == 0 {
-		shm.Store16(entries, uint16(size))
-		shm.Store16(version, inflightVersion) // last: it says that the rest is there
-		return nil
-	}
-	if v != inflightVersion || int(n) != size {
+// recognize judges what somebody else wrote.
+func recognize(version, entries *uint16, size int) error {
+	if v := shm.Load16(version); v != 0 && (v != inflightVersion || int(shm.Load16(entries)) != size) {
 		return errInflight
 	}
 	return nil
+}
+
+// Adopt makes an unused region one of so many entries; all else that is to be in it is there by then. Adopted tells whether it is used.
+func (q *SplitQueue) Adopt(size int) { adopt(&q.Version, &q.DescNum, size) }
+
+// Adopt is as for a split ring.
+func (q *PackedQueue) Adopt(size int) { adopt(&q.Version, &q.DescNum, size) }
+
+func adopt(version, entries *uint16, size int) {
+	shm.Store16(entries, uint16(size))
+	shm.Store16(version, inflightVersion) // last: it says that the rest is there
+}
+
+// Adopted tells whether somebody has adopted the region.
+func (q *SplitQueue) Adopted() bool { return shm.Load16(&q.Version) != 0 }
+
+// Adopted is as for a split ring.
+func (q *PackedQueue) Adopted() bool { return shm.Load16(&q.Version) != 0 }
+
+// Forget makes the region of a ring one that nobody has used.
+func (a *Inflight) Forget(queue int) {
+	b, err := a.region(queue)
+	if err != nil {
+		return
+	}
+	if heads, err := shm.View[SplitQueue](b, 1); err == nil { // both layouts begin alike
+		shm.Store16(&heads[0].Version, 0)
+		clear(b)
+	}
 }
 
 // Fresh tells whether nobody has used the region of a ring yet.
@@ -218,4 +243,20 @@ func (a *Inflight) Fresh(queue int) bool {
 // Contains tells whether the address that a fault reported lies in the area.
 func (a *Inflight) Contains(address uintptr) bool {
 	return a != nil && address-shm.Address(a.mapping.Bytes()) < uintptr(len(a.mapping.Bytes()))
+}
+
+// Features are bits that a back-end keeps with the area, which has no use for them (its feature flags, of which none is defined); those of the first ring stand
+// for all.
+func (a *Inflight) Features() uint64 {
+	if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
+		return shm.Load64(&heads[0].Features)
+	}
+	return 0
+}
+
+// SetFeatures replaces them.
+func (a *Inflight) SetFeatures(bits uint64) {
+	if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
+		shm.Release64(&heads[0].Features, bits)
+	}
 }

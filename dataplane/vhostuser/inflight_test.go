@@ -20,8 +20,7 @@ func TestInflightLayout(t *testing.T) {
 	}{
 		{SplitQueue{}, splitQueueBytes, map[string]uintptr{"Version": 8, "DescNum": 10, "LastBatchHead": 12, "UsedIdx": 14}},
 		{SplitEntry{}, splitEntryBytes, map[string]uintptr{"Inflight": 0, "Next": 6, "Counter": 8}},
-		{PackedQueue{}, packedQueueBytes, map[string]uintptr{"Version": 8, "DescNum": 10, "FreeHead": 12, "OldFreeHead": 14, "UsedIdx": 16,
-			"OldUsedIdx": 18, "UsedWrapCounter": 20, "OldUsedWrapCounter": 21}},
+		{PackedQueue{}, packedQueueBytes, map[string]uintptr{"Version": 8, "DescNum": 10, "Free": 12, "Used": 16}},
 		{PackedEntry{}, packedEntryBytes, map[string]uintptr{"Inflight": 0, "Next": 2, "Last": 4, "Num": 6, "Counter": 8, "ID": 16, "Flags": 18,
 			"Len": 20, "Addr": 24}},
 	} {
@@ -80,6 +79,9 @@ func TestInflightSurvives(t *testing.T) {
 			if _, _, err := next.inflight.Split(2, 256); err == nil {
 				t.Error("ring 2 of 2")
 			}
+			if next.inflight.Forget(1); !next.inflight.Fresh(1) {
+				t.Error("the area looks used")
+			}
 		})
 		must(t, f.Close())
 	}
@@ -91,12 +93,14 @@ func record(t *testing.T, a *Inflight, packed bool, queue, size int, used uint16
 	if packed {
 		q, _, err := a.Packed(queue, size)
 		must(t, err)
-		shm.Store16(&q.UsedIdx, used)
+		shm.Store64(&q.Used, uint64(used))
+		q.Adopt(size)
 		return
 	}
 	q, _, err := a.Split(queue, size)
 	must(t, err)
 	shm.Store16(&q.UsedIdx, used)
+	q.Adopt(size)
 }
 
 func recorded(t *testing.T, a *Inflight, packed bool, queue, size int) uint16 {
@@ -107,7 +111,7 @@ func recorded(t *testing.T, a *Inflight, packed bool, queue, size int) uint16 {
 		if len(entries) != size {
 			t.Errorf("%d entries", len(entries))
 		}
-		return shm.Load16(&q.UsedIdx)
+		return uint16(shm.Load64(&q.Used))
 	}
 	q, entries, err := a.Split(queue, size)
 	must(t, err)

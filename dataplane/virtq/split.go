@@ -1,7 +1,6 @@
 package virtq
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -65,9 +64,6 @@ func AvailBytes(size int) int { return 4 + 2*size + 2 }
 
 // UsedBytes is the size of the used ring with avail_event; its address is a multiple of 4.
 func UsedBytes(size int) int { return usedRingAt + 8*size + 2 }
-
-// UsedIndex is where a split ring stands: how many chains were used, as its driver knows.
-func (l Layout) UsedIndex() uint16 { return binary.LittleEndian.Uint16(l.Used[usedIdxAt:]) }
 
 func newRings(l Layout, size int) (r rings, err error) {
 	if size <= 0 || size > MaxSize || size&(size-1) != 0 {
