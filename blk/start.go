@@ -1,0 +1,141 @@
+package blk
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/shuntio/shunt/dataplane/guestmem"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
+	"github.com/shuntio/shunt/dataplane/virtq"
+	"golang.org/x/sys/unix"
+)
+
+// StartVring implements vhostuser.Device. What a process that was killed had under way becomes available once more before anything else does.
+func (d *Device) StartVring(c vhostuser.VringConfig) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	q, err := d.queue(c.Index)
+	if err != nil {
+		return err
+	}
+	r := newRun(q, int(c.Size)) // here, so that the worker need not wait for the allocator
+	err = errGone
+	q.on(func() { err = q.start(r, c) })
+	if err != nil {
+		return fmt.Errorf("start ring %d: %w", c.Index, err)
+	}
+	return nil
+}
+
+// errGone says that memory turned out to be gone while a ring was set up.
+var errGone = errors.New("the guest's memory went away")
+
+// start runs on the worker.
+func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
+	if q.memory == nil {
+		return errors.New("the guest has shared no memory")
+	}
+	d := q.device
+	packed, size := d.features&FeaturePacked != 0, int(c.Size)
+	l, ok := c.Tables(q.memory, packed)
+	if !ok {
+		return errors.New("its tables are outside the guest's memory")
+	}
+	_, told := c.PackedBase()
+	if packed && int(told&^virtq.PackedStart) >= size {
+		return fmt.Errorf("the front-end has it begin at %d of %d descriptors", told&^virtq.PackedStart, size)
+	}
+	notes, base, resumed, err := openInflight(d.area, c.Index, l, size, packed, told)
+	if err != nil {
+		return err
+	}
+	used, _ := q.memory.Guest(l.Used)
+	r.ring, err = virtq.NewDevice(virtq.DeviceOptions{
+		Layout: l, Size: size, Memory: q.memory,
+		Packed: packed, Base: base, UsedBase: base,
+		EventIdx: d.features&FeatureEventIdx != 0,
+		Indirect: d.features&FeatureIndirect != 0,
+		Log:      q.log, UsedLog: used, Lasting: true,
+	})
+	if err != nil {
+		return err
+	}
+	r.notes, r.area, r.tables, r.packed, r.log = notes, d.area, l, packed, used
+	r.call, r.broken, r.through = c.Call, c.Err, d.features&FeatureFlush == 0
+	if resumed > 0 {
+		r.markTables()
+		q.stats.Resumed.Add(uint64(resumed))
+	}
+	q.run = r
+	r.watch(c.Kick)
+	q.why.Store(nil)
+	q.runs.Store(true)
+	return nil
+}
+
+// watch lets kicks wake the worker. One that came before we looked is not lost: the ring is polled before the next sleep.
+func (r *run) watch(kick int) {
+	r.unwatch()
+	if r.kick = kick; kick >= 0 {
+		r.queue.worker.Watch(kick, unix.POLLIN, true)
+	}
+}
+
+// markTables tells the log that we wrote where it is the driver who writes.
+func (r *run) markTables() {
+	part := r.tables.Avail
+	if r.packed {
+		part = r.tables.Desc
+	}
+	if addr, ok := r.queue.memory.Guest(part); ok {
+		r.queue.log.Mark(addr, uint64(len(part)))
+	}
+}
+
+// UpdateVring implements vhostuser.Device. Where the log of used rings lies we know ourselves.
+func (d *Device) UpdateVring(c vhostuser.VringConfig) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	q, err := d.queue(c.Index)
+	if err != nil {
+		return err
+	}
+	q.on(func() {
+		r := q.run
+		if r == nil {
+			return
+		}
+		r.call, r.broken = c.Call, c.Err
+		if r.failed {
+			return
+		}
+		r.want = true // a call that was due on the old one is not lost
+		r.watch(c.Kick)
+	})
+	return nil
+}
+
+// useMemory runs on the worker, with rings that may run: a request that lies in memory which is not in the map any more is over.
+func (q *Queue) useMemory(m *guestmem.Map) {
+	q.memory = m
+	r := q.run
+	if r == nil || r.failed {
+		return
+	}
+	r.ring.SetMemory(m)
+	for i := range r.slots {
+		s := &r.slots[i]
+		if s.state != atGate && s.state != withdrawn {
+			continue
+		}
+		if _, ok := m.Guest(s.status); !ok {
+			q.fail(fmt.Errorf("ring %d: the front-end removed memory that holds a request under way", q.index))
+			return
+		}
+		for _, v := range s.Buffers {
+			if _, ok := m.Guest(v); !ok {
+				s.gone = true
+			}
+		}
+	}
+}
