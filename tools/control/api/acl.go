@@ -46,7 +46,7 @@ var portRoutes = []route{
 }
 
 func (s *Server) putACL(r *http.Request) (any, error) {
-	body, err := read(r)
+	body, err := s.read(r)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (s *Server) putACL(r *http.Request) (any, error) {
 }
 
 func (s *Server) putWorkers(r *http.Request) (any, error) {
-	body, err := read(r)
+	body, err := s.read(r)
 	if err != nil {
 		return nil, err
 	}

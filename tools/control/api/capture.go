@@ -26,7 +26,7 @@ const (
 )
 
 func (s *Server) capture(w http.ResponseWriter, r *http.Request) error {
-	body, err := read(r)
+	body, err := s.read(r)
 	if err != nil {
 		return err
 	}

@@ -23,11 +23,12 @@ type Server struct {
 	log        *slog.Logger
 	http       http.Server
 	stall      time.Duration // after which a capture's caller that reads nothing is left
+	large      chan struct{} // a place for each large body that is being read
 }
 
 // NewServer returns a server. Serve it on a Listener.
 func NewServer(c *control.Controller, log *slog.Logger) *Server {
-	s := &Server{controller: c, log: log, stall: captureStall}
+	s := &Server{controller: c, log: log, stall: captureStall, large: make(chan struct{}, largeBodies)}
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -35,6 +36,7 @@ func NewServer(c *control.Controller, log *slog.Logger) *Server {
 		WriteTimeout:      5 * time.Minute, // a change of thousands of ports may take its time
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ConnState:         watch,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	return s
@@ -42,7 +44,7 @@ func NewServer(c *control.Controller, log *slog.Logger) *Server {
 
 // Serve answers on l until Shutdown, and returns what else ended it.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(newCrowd(l, maxCallers)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the control socket: %w", err)
 	}
 	return nil
@@ -93,7 +95,7 @@ func (s *Server) fdb(r *http.Request) (any, error) {
 }
 
 func (s *Server) putConfig(r *http.Request) (any, error) {
-	body, err := read(r)
+	body, err := s.read(r)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func (s *Server) get(r *http.Request, k kind) (any, error) {
 }
 
 func (s *Server) put(r *http.Request, k kind) (any, error) {
-	body, err := read(r)
+	body, err := s.read(r)
 	if err != nil {
 		return nil, err
 	}
@@ -140,16 +142,33 @@ func changed(changes []control.Change, err error) (any, error) {
 	return Changes{changes}, nil
 }
 
+// Bodies: what is small is read at once. Of the others, as large as a configuration may be, a few are read at a time; a caller has the server's
+// ReadTimeout to send his.
+const (
+	smallBody   = 64 << 10
+	largeBodies = 8
+)
+
 // read takes a body in whole, up to what a configuration may have.
-func read(r *http.Request) ([]byte, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, config.MaxDocument))
-	var large *http.MaxBytesError
+func (s *Server) read(r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, smallBody+1))
+	if err == nil && len(body) > smallBody {
+		select {
+		case s.large <- struct{}{}:
+		case <-r.Context().Done():
+			return nil, bad("the body could not be read: %v", r.Context().Err())
+		}
+		defer func() { <-s.large }()
+		var rest []byte
+		rest, err = io.ReadAll(io.LimitReader(r.Body, config.MaxDocument+1-int64(len(body))))
+		body = append(body, rest...)
+	}
 	switch {
-	case errors.As(err, &large):
-		_, _ = io.CopyN(io.Discard, r.Body, 4*config.MaxDocument) // who is still writing would not read the answer
-		return nil, &Error{Code: CodeLarge, Message: fmt.Sprintf("the body is larger than %d MiB", config.MaxDocument>>20)}
 	case err != nil:
 		return nil, bad("the body could not be read: %v", err)
+	case len(body) > config.MaxDocument:
+		_, _ = io.CopyN(io.Discard, r.Body, 4*config.MaxDocument) // who is still writing would not read the answer
+		return nil, &Error{Code: CodeLarge, Message: fmt.Sprintf("the body is larger than %d MiB", config.MaxDocument>>20)}
 	case len(body) == 0:
 		return nil, bad("the request has no body")
 	}
