@@ -121,18 +121,25 @@ func (l *Limit) took(now int64, frames []*frame.Frame, bytes uint64) {
 	l.bits.take(now, int(8*bytes))
 }
 
+// Pass tells whether a frame may pass now, and takes it into account then. It is for who drops the others.
+func (l *Limit) Pass(now int64, f *frame.Frame) bool {
+	if l.packets.room(now, 1) == 0 || l.bits.room(now, 1) == 0 {
+		return false
+	}
+	l.packets.take(now, segments(f))
+	l.bits.take(now, 8*f.Len())
+	return true
+}
+
 // police drops what may not go out and closes the gaps. It returns how many frames are left.
 func (l *Limit) police(w *Worker, to *Link, frames []*frame.Frame) (n int) {
 	for i, f := range frames {
-		packets := segments(f)
-		if l.packets.room(w.now, 1) == 0 || l.bits.room(w.now, 1) == 0 {
-			frames[i] = nil
+		frames[i] = nil
+		if !l.Pass(w.now, f) {
 			w.Drop(to, f, DropLimit)
 			continue
 		}
-		l.packets.take(w.now, packets)
-		l.bits.take(w.now, 8*f.Len())
-		frames[i], frames[n] = nil, f
+		frames[n] = f
 		n++
 	}
 	return n

@@ -137,7 +137,7 @@ func (s *Switch) buildPorts(next *snapshot, networks map[string]*network) {
 		nw := networks[r.config.Network]
 		p := &port{
 			slot: r.slot, serial: r.serial, ways: s.newWays(r.links, true), network: nw, mac: r.config.MAC,
-			antiSpoof: r.config.AntiSpoof, rings: r.rings, flows: r.flows, filter: r.filter, pace: r.pace,
+			antiSpoof: r.config.AntiSpoof, rings: r.rings, flows: r.flows, filter: r.filter, pace: r.pace, floods: r.flood,
 		}
 		p.allow(r.config.IPs)
 		next.ports[r.slot] = p

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/vxlan/acl"
 )
@@ -121,6 +122,8 @@ type Port struct {
 	// ACL says which packets may go out of the port and in to it (directions as the guest sees them). Nil: all. A policy is not changed: another one takes
 	// its place, by SetPort, and running flows are judged again by it.
 	ACL *acl.Policy
+	// Flood bounds the frames from the port that go to several places, to a group or an unknown address. Zero: nothing does.
+	Flood dataplane.LimitOptions
 	// FlowLimit bounds the flows of the port that are remembered so that they may be answered, if it has an ACL. Zero: 8192.
 	FlowLimit int
 }

@@ -9,14 +9,42 @@ import (
 
 // flood sends a frame to everybody who may want it: the network's other ports, and, if it came from a guest (source is not
 // nil), the VTEPs of the flood list or the flat network's wire. Each gets a clone, the last one the frame itself. Unknown unicast
-// goes only to those ports that may use addresses nobody told us.
+// goes only to those ports that may use addresses nobody told us. What a guest sends to several places is bounded: they did not ask for it, and the copies are
+// their worker's work.
+func (l *lane) flood(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
+	if source != nil && source.floods != nil && nw.places(source, known) > 1 && !source.floods.Pass(l.worker.Now(), *in) {
+		l.drop(from, in, DropFloodLimit)
+		return
+	}
+	l.replicate(from, nw, source, in, known)
+}
+
+// places is how many a guest's frame is flooded to, if no filter refuses it.
+func (nw *network) places(source *port, known place) int {
+	n := len(nw.members) - 1
+	if known == nowhere {
+		n = len(nw.strangers)
+		if !source.antiSpoof {
+			n-- // it is one itself
+		}
+	}
+	switch {
+	case nw.uplink == nil:
+		return n
+	case nw.flat:
+		return n + 1
+	}
+	return n + len(nw.flood)
+}
+
+// replicate makes the copies.
 //
 // The frame stays in its slot of the vector until it goes itself: passing on a clone may push out a full vector, which may fault. What reads its
 // body is done once, before.
-func (l *lane) flood(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
+func (l *lane) replicate(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
 	f := *in
 	if f.GSO.Type != frame.GSONone {
-		l.floodSegments(from, nw, source, in, known)
+		l.replicateSegments(from, nw, source, in, known)
 		return
 	}
 	if f.Checksum.Needed && !complete(f) {
@@ -102,8 +130,8 @@ func (c *copies) to(e exit) {
 	c.last = e
 }
 
-// floodSegments cuts a packet that is longer than its path once for all who get it. Its segments are in no vector, so the lane holds the one under way.
-func (l *lane) floodSegments(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
+// replicateSegments cuts a packet that is longer than its path once for all who get it. Its segments are in no vector, so the lane holds the one under way.
+func (l *lane) replicateSegments(from *dataplane.Link, nw *network, source *port, in **frame.Frame, known place) {
 	if why, ok := l.segmenter.Start(*in); !ok {
 		l.drop(from, in, why)
 		return
@@ -114,7 +142,7 @@ func (l *lane) floodSegments(from *dataplane.Link, nw *network, source *port, in
 			break
 		}
 		l.held, l.heldFrom = g, from
-		l.flood(from, nw, source, &l.held, known)
+		l.replicate(from, nw, source, &l.held, known)
 	}
 	l.spend(from, in)
 }

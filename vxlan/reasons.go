@@ -28,6 +28,9 @@ var (
 	DropSplitHorizon = dataplane.NewReason("split-horizon", "the frame came from the wire and its destination is on the wire")
 	// DropNoNextHop is for VTEPs that have no route or no neighbour yet.
 	DropNoNextHop = dataplane.NewReason("no-next-hop", "there is no route to the VTEP, or its neighbour's MAC address is not known yet")
+	// DropFloodLimit is for frames that there would have been several copies of.
+	DropFloodLimit = dataplane.NewReason("flood-limit",
+		"the port's guest sends more broadcast, multicast and unknown unicast frames than its flood limit lets go to several places")
 	// DropNoClone counts copies that could not be made.
 	DropNoClone = dataplane.NewReason("no-clone", "no frame was free for another copy of a flooded frame")
 	// DropNoHeadroom is for frames without room for the outer headers.

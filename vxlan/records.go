@@ -93,6 +93,7 @@ type portRecord struct {
 	flows  []*flows // by worker
 	filter *filter  // nil: none
 	pace   *pace
+	flood  *dataplane.Limit // nil: none
 }
 
 // slots hands out small numbers.

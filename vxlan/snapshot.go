@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/wire"
 )
 
@@ -55,10 +56,11 @@ type port struct {
 	ip4       []uint32   // big-endian, as numbers
 	ip6       [][16]byte // with the link-local address made of mac
 	checkIP   bool
-	rings     []*ring  // by worker; nil: the port teaches nothing
-	flows     []*flows // by worker
-	filter    *filter  // nil: none
-	pace      *pace    // of messages about packets that are too long
+	rings     []*ring          // by worker; nil: the port teaches nothing
+	flows     []*flows         // by worker
+	filter    *filter          // nil: none
+	pace      *pace            // of messages about packets that are too long
+	floods    *dataplane.Limit // of frames that go to several places; nil: none
 }
 
 // uplink as the workers see it.

@@ -301,7 +301,8 @@ func (s *Switch) AttachPort(p Port, links []*dataplane.Link) error {
 	if len(links) == 0 {
 		return fmt.Errorf("port %s: a link is needed: %w", p.Name, ErrInvalid)
 	}
-	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial(), flows: s.newFlows(), pace: new(pace)}
+	r := &portRecord{config: p, links: slices.Clone(links), slot: s.slots.take(), serial: s.serial(), flows: s.newFlows(), pace: new(pace),
+		flood: dataplane.NewLimit(p.Flood)}
 	s.filter(r, nil)
 	s.ports[p.Name] = r
 	s.admit(r)
@@ -330,6 +331,9 @@ func (s *Switch) SetPort(p Port) error {
 	old := *r
 	again := p.Network != old.config.Network || p.AntiSpoof != old.config.AntiSpoof || p.LearnLimit != old.config.LearnLimit
 	r.config = p
+	if p.Flood != old.config.Flood {
+		r.flood = dataplane.NewLimit(p.Flood)
+	}
 	s.filter(r, old.config.ACL)
 	if p.Network != old.config.Network && r.filter != nil {
 		r.filter = r.filter.anew(s, p.FlowLimit)

@@ -26,25 +26,28 @@ import (
 //
 //	asks ──┐                       ┌── answers      a request every fifth of a millisecond, and its reply
 //	       ├─ shuntd, 1 or 2 workers
-//	flooder, forger, liar ─────────┴── sink         as much as their rings take
+//	flooder, caller, ──────────────┴── sink         as much as their rings take
+//	forger, liar
 //
 // All guests are one thread, which goes around between their rings, so that a flood costs the neighbours no share of a CPU but the worker's.
 type nuisance struct {
-	d                     *daemon.Daemon
-	dir                   string
-	asks, answers, sink   *vnettest.Guest
-	flooder, forger, liar *vnettest.Guest
-	random                *rand.Rand
-	request, reply        []byte
-	sent                  map[uint64]time.Time
-	number                uint64
-	slowest               time.Duration // reply
-	guests                map[string]*vnettest.Guest
+	d                   *daemon.Daemon
+	dir                 string
+	asks, answers, sink *vnettest.Guest
+	flooder, caller     *vnettest.Guest
+	forger, liar        *vnettest.Guest
+	random              *rand.Rand
+	request, reply      []byte
+	sent                map[uint64]time.Time
+	number              uint64
+	slowest             time.Duration // reply
+	guests              map[string]*vnettest.Guest
 }
 
 const (
-	macFlooder, macForger, macSink = "52:54:00:00:05:01", "52:54:00:00:05:02", "52:54:00:00:05:03"
-	pace                           = 200 * time.Microsecond
+	macFlooder, macForger, macSink, macCaller = "52:54:00:00:05:01", "52:54:00:00:05:02", "52:54:00:00:05:03", "52:54:00:00:05:04"
+
+	pace = 200 * time.Microsecond
 )
 
 func (n *nuisance) socket(port string) string { return filepath.Join(n.dir, port+".sock") }
@@ -53,16 +56,19 @@ func newNuisance(t *testing.T, cpus, idle string) *nuisance {
 	t.Helper()
 	n := &nuisance{dir: t.TempDir(), random: rand.New(rand.NewPCG(1, 2)), sent: map[uint64]time.Time{}, guests: map[string]*vnettest.Guest{}}
 	config := fmt.Sprintf("workers: {cpus: %s, idle: %s}\nnetworks: [{name: blue}]\nports:\n", cpus, idle)
-	ports := []struct{ name, mac string }{{"asks", macA}, {"answers", macB}, {"flooder", macFlooder}, {"forger", macForger}, {"liar", ""}, {"sink", macSink}, {"guest", macF}}
+	ports := []struct{ name, mac string }{{"asks", macA}, {"answers", macB}, {"flooder", macFlooder}, {"forger", macForger}, {"liar", ""}, {"caller", macCaller}, {"sink", macSink}, {"guest", macF}}
 	for _, p := range ports {
 		mac := fmt.Sprintf("mac: %q", p.mac)
 		if p.mac == "" {
 			mac = "anti-spoof: false"
 		}
+		if p.name == "caller" {
+			mac += ", limits: {flood: {pps: 1000}}" // so few that a guest whose core stands still for a while has room for them
+		}
 		config += fmt.Sprintf("  - {name: %s, network: blue, socket: %q, %s}\n", p.name, n.socket(p.name), mac)
 	}
 	n.d = start(t, namespace(t, "host"), "shuntd", config)
-	for _, p := range ports[:6] {
+	for _, p := range ports[:7] {
 		size := 256
 		if p.name == "sink" {
 			size = 1024
@@ -76,8 +82,9 @@ func newNuisance(t *testing.T, cpus, idle string) *nuisance {
 		n.guests[p.name] = g
 	}
 	n.asks, n.answers, n.sink = n.guests["asks"], n.guests["answers"], n.guests["sink"]
-	n.flooder, n.forger, n.liar = n.guests["flooder"], n.guests["forger"], n.guests["liar"]
+	n.flooder, n.forger, n.liar, n.caller = n.guests["flooder"], n.guests["forger"], n.guests["liar"], n.guests["caller"]
 	n.flooder.Prepare(etherFrame(hardware(macSink), hardware(macFlooder), 0), nil)
+	n.caller.Prepare(etherFrame(everybody, hardware(macCaller), 0), nil)
 	forge := func(_ int, frame []byte) { copy(frame[6:12], n.station()) }
 	n.forger.Prepare(etherFrame(hardware(macSink), hardware(macForger), 0), forge)
 	n.liar.Prepare(etherFrame(hardware(macSink), hardware(macForger), 0), forge)
@@ -159,7 +166,7 @@ func (n *nuisance) take(t *testing.T, h *hdrhistogram.Histogram) {
 	}
 }
 
-// TestNeighbourOfANuisance measures a neighbour's latency while a port is idle, floods, forges its sources, or connects and disconnects, by turns. The neighbour
+// TestNeighbourOfANuisance measures a neighbour's latency while a port is idle, floods one station or all, forges its sources, or connects and disconnects, by turns. The neighbour
 // loses nothing, and the medians of the turns' 99th percentiles lie within three times of idle.
 func TestNeighbourOfANuisance(t *testing.T) {
 	for name, cpus := range map[string]string{"one worker": "[1]", "two workers": "[0, 1]"} {
@@ -185,6 +192,7 @@ func TestNeighbourOfANuisance(t *testing.T) {
 			}{
 				{"idle", func() {}, ""},
 				{"64-byte frames", blast(n.flooder), "flooder"},
+				{"frames to everybody", blast(n.caller), "caller"},
 				{"forged sources", blast(n.forger), "forger"},
 				{"forged sources that are learned", blast(n.liar), "liar"},
 				{"connects and disconnects", nil, "guest"},
@@ -226,6 +234,9 @@ func TestNeighbourOfANuisance(t *testing.T) {
 				if c := counters(t, n.d, control.KindPort, port); c.Dropped() != 0 {
 					t.Errorf("port %s dropped %v", port, c.Drops)
 				}
+			}
+			if c := counters(t, n.d, control.KindPort, "caller"); c.Drops["flood-limit"] < c.RxPackets/2 {
+				t.Errorf("of %d frames to everybody %v were dropped", c.RxPackets, c.Drops)
 			}
 			if c := counters(t, n.d, control.KindPort, "forger"); c.Drops["spoofed-mac"] != c.RxPackets {
 				t.Errorf("of %d forged frames %v were dropped", c.RxPackets, c.Drops)

@@ -273,5 +273,8 @@ func (e *engine) closePort(p *port) error {
 }
 
 func vxlanPort(c config.Port) vxlan.Port {
-	return vxlan.Port{Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof, LearnLimit: c.LearnLimit, ACL: c.ACL}
+	return vxlan.Port{
+		Name: c.Name, Network: c.Network, MAC: wire.MACFrom(c.MAC), IPs: c.IPs, AntiSpoof: c.AntiSpoof, LearnLimit: c.LearnLimit, ACL: c.ACL,
+		Flood: dataplane.LimitOptions{PPS: c.Limits.Flood.PPS, Burst: time.Duration(c.Limits.Flood.Burst)},
+	}
 }
