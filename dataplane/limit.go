@@ -1,7 +1,6 @@
 package dataplane
 
 import (
-	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/frame"
@@ -23,7 +22,7 @@ type LimitOptions struct {
 // Limit bounds frames by packets and bits a second. What comes in waits at its port, where the guest sees its ring fill; what goes out beyond the
 // limit is dropped. Links that share a Limit share the bound, on whatever worker they are.
 type Limit struct {
-	packets, bits bucket
+	packets, bits Bucket
 }
 
 // NewLimit makes a limit that has its whole burst to give; nil if nothing is limited.
@@ -35,78 +34,18 @@ func NewLimit(o LimitOptions) *Limit {
 		o.Burst = 10 * time.Millisecond
 	}
 	l := new(Limit)
-	l.packets.set(o.PPS, o.Burst)
-	l.bits.set(o.BPS, o.Burst)
+	l.packets.Set(o.PPS, o.Burst)
+	l.bits.Set(o.BPS, o.Burst)
 	return l
-}
-
-// bucket lets so many units a second pass. It keeps the one number of the generic cell rate algorithm (ITU-T I.371): the time at which all that has
-// passed would have passed at that rate.
-type bucket struct {
-	rate  int64 // 0: no bound
-	burst int64 // in 1/64 ns
-	full  atomic.Int64
-}
-
-const (
-	bucketShift = 6 // times in 1/64 ns fit 63 bits for four years, and 33 Mbit are not too many for one multiplication
-	second      = int64(time.Second) << bucketShift
-	maxRate     = 1 << 40
-)
-
-func (b *bucket) set(rate uint64, burst time.Duration) {
-	b.rate = int64(min(rate, maxRate))
-	b.burst = int64(min(burst, time.Hour)) << bucketShift
-	if b.rate > 0 {
-		b.burst = max(b.burst, b.cost(1)) // else nothing would ever pass
-	}
-}
-
-func (b *bucket) cost(units int) int64 { return int64(units) * second / b.rate }
-
-// room is how many units may pass now, at most as many as asked for.
-func (b *bucket) room(now int64, most int) int {
-	if b.rate == 0 {
-		return most
-	}
-	now <<= bucketShift
-	free := now + b.burst - max(b.full.Load(), now)
-	if b.cost(most) <= free {
-		return most
-	}
-	return int(max(0, free/max(1, b.cost(1))))
-}
-
-// take lets units pass, more than there is room for if need be: the next ones wait longer.
-func (b *bucket) take(now int64, units int) {
-	if b.rate == 0 {
-		return
-	}
-	cost := b.cost(units)
-	for {
-		old := b.full.Load()
-		if b.full.CompareAndSwap(old, max(old, now<<bucketShift)+cost) {
-			return
-		}
-	}
-}
-
-// wait is how long nothing may pass; 0: something may.
-func (b *bucket) wait(now int64) time.Duration {
-	if b.rate == 0 {
-		return 0
-	}
-	const up = 1<<bucketShift - 1
-	return time.Duration(max(0, b.full.Load()+b.cost(1)-b.burst-now<<bucketShift+up) >> bucketShift)
 }
 
 // frames is how many frames may come in now, at most as many as asked for. Their length is not known yet, nor how many packets they are to be cut
 // into, so more than there is room for may pass, and those after it wait longer.
 func (l *Limit) frames(now int64, most int) int {
-	if l.bits.room(now, 1) == 0 {
+	if l.bits.Room(now, 1) == 0 {
 		return 0
 	}
-	return l.packets.room(now, most)
+	return l.packets.Room(now, most)
 }
 
 // took is told what came in.
@@ -116,18 +55,18 @@ func (l *Limit) took(now int64, frames []*frame.Frame, bytes uint64) {
 		for _, f := range frames {
 			packets += segments(f)
 		}
-		l.packets.take(now, packets)
+		l.packets.Take(now, packets)
 	}
-	l.bits.take(now, int(8*bytes))
+	l.bits.Take(now, int(8*bytes))
 }
 
 // Pass tells whether a frame may pass now, and takes it into account then. It is for who drops the others.
 func (l *Limit) Pass(now int64, f *frame.Frame) bool {
-	if l.packets.room(now, 1) == 0 || l.bits.room(now, 1) == 0 {
+	if l.packets.Room(now, 1) == 0 || l.bits.Room(now, 1) == 0 {
 		return false
 	}
-	l.packets.take(now, segments(f))
-	l.bits.take(now, 8*f.Len())
+	l.packets.Take(now, segments(f))
+	l.bits.Take(now, 8*f.Len())
 	return true
 }
 
@@ -156,7 +95,7 @@ func segments(f *frame.Frame) int {
 // held is how long the link's limit keeps it from taking anything in; Forever if it does not.
 func (l *Link) held(now int64) time.Duration {
 	if limit := l.Limits[In].Load(); limit != nil {
-		if wait := max(limit.packets.wait(now), limit.bits.wait(now)); wait > 0 {
+		if wait := max(limit.packets.Wait(now), limit.bits.Wait(now)); wait > 0 {
 			return wait
 		}
 	}

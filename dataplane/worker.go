@@ -113,6 +113,9 @@ func (w *Worker) Pool() *frame.Pool { return w.pool }
 // epoch is what all workers count from, so that they can compare times.
 var epoch = time.Now()
 
+// Clock is the time by which Worker.Now counts, read at this moment.
+func Clock() int64 { return int64(time.Since(epoch)) }
+
 // Now is the time in nanoseconds since a moment that all workers share, as of the beginning of the round.
 func (w *Worker) Now() int64 { return w.now }
 
@@ -152,7 +155,7 @@ func (w *Worker) Close() error { return w.mailbox.close() }
 // a worker by hand do, too.
 func (w *Worker) Round() (work int) {
 	began := w.now
-	w.now = int64(time.Since(epoch))
+	w.now = Clock()
 	if w.busy {
 		w.stats.BusyNanos.Add(uint64(w.now - began))
 	}
