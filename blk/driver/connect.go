@@ -99,6 +99,9 @@ func (d *Disk) once(ctx context.Context) (_ *link, err error) {
 	if err := d.readConfig(l); err != nil {
 		return nil, err
 	}
+	if err := d.recover(); err != nil { // each time: the one before may have died when some rings ran
+		return nil, err
+	}
 	if err := d.setUp(l); err != nil {
 		return nil, err
 	}
@@ -241,9 +244,6 @@ func (d *Disk) again(ctx context.Context) (*link, error) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, d.options.Patience)
 		defer cancel()
-	}
-	if err := d.recover(); err != nil {
-		return nil, err
 	}
 	l, err := d.dial(ctx)
 	if err != nil {
