@@ -16,7 +16,12 @@ import (
 //
 //	Tell ──▶ ring ──▶ hear ──▶ Listener
 //
-// There is one crossing for each ordered pair of workers: one producer, one consumer, no lock.
+// There is one crossing for each ordered pair of workers: one producer, one consumer, no lock. It has a ring for the frames of links that can wait until there
+// is room, and one for those that cannot, so that neither kind is in the way of the other:
+//
+//   - of patient links (Link.Patient) nothing is lost: one that leaves the ring more than half full is not polled before it is emptier;
+//   - of the others a frame is dropped whose destination has as much of the ring already as there is left. A flood to one destination so takes half of
+//     the ring, a second one to another as much as the first, and there always is room for those who are not flooded.
 
 // Reasons for which frames are lost between workers.
 var (
@@ -26,8 +31,9 @@ var (
 )
 
 const (
-	// crossingSize is how many frames may lie between two workers: what 64-byte frames at 5 Mpps bring in 400 us, the common pauses of a shared core.
-	crossingSize = 2048
+	// patientSize and hastySize are how many frames may lie between two workers. Of each ring, half is what 64-byte frames at 5 Mpps bring in 200 us and 400 us:
+	// the common pauses of a shared core, where what comes cannot wait.
+	patientSize, hastySize = 2048, 4096
 	// noteSize is how many notes may.
 	noteSize = 1024
 )
@@ -44,9 +50,18 @@ type Listener interface {
 // crossing is what one worker sends another.
 type crossing struct {
 	from   *Worker
-	frames ring[parcel]
+	frames [2]ring[parcel] // by kind
 	notes  ring[Note]
+	shares shares
 }
+
+// kind of a link: what it brings can wait, or cannot.
+type kind uint8
+
+const (
+	patient kind = iota
+	hasty
+)
 
 type parcel struct {
 	frame *frame.Frame
@@ -79,6 +94,39 @@ func (r *ring[T]) slot() *T {
 	return &r.slots[r.filled&r.mask]
 }
 
+// share is how many frames a destination has in the ring of hasty ones, as the producer knows.
+type share struct {
+	n uint32
+	_ [60]byte // each producer has one of a link, and shares no cache line for it
+}
+
+// shares tell whose frames lie in a ring. They are the producer's: it finds out what was taken from where the consumer's head is.
+type shares struct {
+	of   []*share // by slot
+	head uint32   // the slots before it have been taken, and are accounted for
+}
+
+// admits tells whether a destination may have another frame in the ring, whose room is shared by dynamic thresholds (Choudhury and Hahne, 1998).
+func (x *shares) admits(r *ring[parcel], s *share) bool {
+	if s.n < r.free() {
+		return true
+	}
+	r.seen = r.head.Load()
+	for ; x.head != r.seen; x.head++ {
+		x.of[x.head&r.mask].n--
+	}
+	return s.n < r.free()
+}
+
+// free is the room there was when the producer looked last.
+func (r *ring[T]) free() uint32 { return uint32(len(r.slots)) - (r.filled - r.seen) }
+
+// note enters the frame that is written to the next slot.
+func (x *shares) note(r *ring[parcel], s *share) {
+	s.n++
+	x.of[r.filled&r.mask] = s
+}
+
 // outbox collects frames for one other worker until the end of the batch.
 type outbox struct {
 	worker  *Worker
@@ -97,6 +145,9 @@ func Connect(workers []*Worker) error {
 		}
 		pools[i] = w.pool
 		w.boxes = make([]outbox, len(workers))
+		for _, l := range w.links {
+			l.share(len(workers))
+		}
 	}
 	frame.Connect(pools)
 	for _, from := range workers {
@@ -105,7 +156,9 @@ func Connect(workers []*Worker) error {
 				continue
 			}
 			c := &crossing{from: from}
-			c.frames.make(crossingSize)
+			c.frames[patient].make(patientSize)
+			c.frames[hasty].make(hastySize)
+			c.shares.of = make([]*share, hastySize)
 			c.notes.make(noteSize)
 			from.boxes[to.Index()] = outbox{worker: to, ring: c}
 			to.crossings = append(to.crossings, c)
@@ -166,9 +219,15 @@ func (w *Worker) hand(owner *Worker, to *Link, f *frame.Frame) {
 
 // deliver empties an outbox into its crossing. A frame stays in the outbox while its body is copied, which may fault.
 func (w *Worker) deliver(o *outbox) {
-	r := &o.ring.frames
+	r := &o.ring.frames[w.kind]
 	for i := range o.n {
 		p := &o.parcels[i]
+		s := w.room(o, p.to)
+		if s == nil {
+			w.Drop(p.to, p.frame, DropQueueFull)
+			p.frame = nil
+			continue
+		}
 		if p.frame.Borrowed() {
 			w.stats.Copied.Store(w.stats.Copied.Load() + 1)
 			if !p.frame.Own(w.pool) {
@@ -177,24 +236,27 @@ func (w *Worker) deliver(o *outbox) {
 				continue
 			}
 		}
-		s := r.slot()
-		if s == nil {
-			w.Drop(p.to, p.frame, DropQueueFull)
-			p.frame = nil
-			continue
+		if w.kind == hasty {
+			o.ring.shares.note(r, &p.to.shares[w.Index()])
 		}
 		*s, p.frame = *p, nil
 		r.filled++
 	}
 	o.n = 0
-	if r.halfFull() {
+	if w.kind == patient && r.halfFull() {
 		w.full |= o.bit()
 	}
 	w.depart(o)
 }
 
-// Half of a crossing is for those who do not flood it. A link that leaves it more than half full is not polled before it is emptier, if what it would
-// bring can wait (Link.Patient); so frames of the others find room.
+// room is where the next frame for a destination goes; nil if there is none for it.
+func (w *Worker) room(o *outbox, to *Link) *parcel {
+	c := o.ring
+	if w.kind == hasty && !c.shares.admits(&c.frames[hasty], &to.shares[w.Index()]) {
+		return nil
+	}
+	return c.frames[w.kind].slot()
+}
 
 // halfFull is the producer's.
 func (r *ring[T]) halfFull() bool {
@@ -212,7 +274,7 @@ func (o *outbox) bit() uint64 { return 1 << o.worker.Index() }
 // crowded tells whether a link has to wait for another worker.
 func (w *Worker) crowded(l *Link) bool {
 	for i := range w.boxes {
-		if o := &w.boxes[i]; o.ring != nil && l.crowds&o.bit() != 0 && o.ring.frames.halfFull() {
+		if o := &w.boxes[i]; o.ring != nil && l.crowds&o.bit() != 0 && o.ring.frames[patient].halfFull() {
 			return true
 		}
 	}
@@ -228,22 +290,30 @@ func (w *Worker) giveWay() {
 
 // depart shows the other worker what lies in the crossing.
 func (w *Worker) depart(o *outbox) {
-	r := &o.ring.frames
-	if n := r.filled - r.tail.Load(); n > 0 {
-		w.stats.Crossed.Store(w.stats.Crossed.Load() + uint64(n))
-		r.tail.Store(r.filled) // sync/atomic orders it before the load below: see the sleep sequence
-		if o.worker.mailbox.asleep.Load() {
-			o.worker.mailbox.ring()
+	departed := false
+	for k := range o.ring.frames {
+		r := &o.ring.frames[k]
+		if n := r.filled - r.tail.Load(); n > 0 {
+			w.stats.Crossed.Store(w.stats.Crossed.Load() + uint64(n))
+			r.tail.Store(r.filled) // sync/atomic orders it before the load below: see the sleep sequence
+			departed = true
 		}
+	}
+	if departed && o.worker.mailbox.asleep.Load() {
+		o.worker.mailbox.ring()
 	}
 }
 
-// arrive takes a quantum of frames from each other worker and puts them on the last part of their way.
+// arrive takes a quantum of frames of each kind from each other worker and puts them on the last part of their way.
 func (w *Worker) arrive() (work int) {
 	w.hear() // also when there are no frames: what waits unheard is in the way of what follows
 	for _, c := range w.crossings {
-		if n := c.frames.tail.Load() - c.frames.head.Load(); n > 0 {
-			work += w.unload(&c.frames, min(n, Quantum))
+		for k := range c.frames {
+			r := &c.frames[k]
+			if n := r.tail.Load() - r.head.Load(); n > 0 {
+				w.kind = kind(k)
+				work += w.unload(r, min(n, Quantum))
+			}
 		}
 	}
 	return work
@@ -272,8 +342,10 @@ func (w *Worker) unload(r *ring[parcel], n uint32) int {
 // arriving tells whether frames wait to be taken.
 func (w *Worker) arriving() bool {
 	for _, c := range w.crossings {
-		if c.frames.tail.Load() != c.frames.head.Load() {
-			return true
+		for k := range c.frames {
+			if r := &c.frames[k]; r.tail.Load() != r.head.Load() {
+				return true
+			}
 		}
 	}
 	return false

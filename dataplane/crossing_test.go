@@ -137,7 +137,7 @@ func TestLinkMovesUnderTraffic(t *testing.T) {
 func TestCrossingFull(t *testing.T) {
 	w, links, ports := across(t, 4096)
 	ports[1].Discard = true
-	const n = 3000
+	const n = 4000
 	for range n {
 		ports[0].FeedBytes([]byte("frame"))
 	}
@@ -349,5 +349,85 @@ func TestFloodsShareACrossing(t *testing.T) {
 	a, b := links[0].Counters.RxPackets.Load(), other.Counters.RxPackets.Load()
 	if a > 2*b || b > 2*a {
 		t.Errorf("one brought %d frames across, the other %d", a, b)
+	}
+}
+
+// byLetter forwards a frame to the link of its first letter.
+type byLetter map[byte]*dataplane.Link
+
+func (b byLetter) Forward(w *dataplane.Worker, _ *dataplane.Link, frames []*frame.Frame) {
+	for i, f := range frames {
+		frames[i] = nil
+		w.Send(b[f.Head()[0]], f)
+	}
+}
+
+// What the wire floods one destination with, and another, costs these two: what goes to others crosses, from the same link and from others that cannot wait; and
+// from guests all of it does, also to those that are flooded.
+func TestFloodedDestinationLosesAlone(t *testing.T) {
+	workers := dataplanetest.NewWorkers(t, 2, 16384)
+	links, ports := map[string]*dataplane.Link{}, map[string]*dataplanetest.Port{}
+	for _, name := range []string{"wire", "container", "guest", "d", "e", "f"} {
+		links[name], ports[name] = dataplanetest.NewLink(name)
+	}
+	links["guest"].Patient = true
+	there := byLetter{'d': links["d"], 'e': links["e"], 'f': links["f"]}
+	for name, l := range links {
+		w := workers[0]
+		if l.Forwarder = there; len(name) == 1 {
+			w, ports[name].Discard = workers[1], true
+		}
+		w.Do(func() { w.Add(l) })
+	}
+	sent := map[string]map[byte]uint64{"wire": {}, "container": {}, "guest": {}}
+	feed := func(from string, to byte, n int) {
+		for range n {
+			ports[from].FeedBytes([]byte{to})
+		}
+		sent[from][to] += uint64(n)
+	}
+	const rounds = 4000
+	for i := range rounds {
+		feed("wire", 'd', 28)
+		feed("wire", 'e', 2)
+		feed("wire", 'f', 28)
+		feed("container", 'e', 2)
+		feed("container", 'f', 2)
+		if i%4 == 0 {
+			feed("guest", 'd', 4)
+			feed("guest", 'e', 4)
+		}
+		workers[0].Round()
+		if i%4 == 0 { // takes a quarter of what comes
+			workers[1].Round()
+		}
+	}
+	if n := ports["guest"].Waiting(); n > 0 {
+		t.Errorf("%d of the guest's frames were kept waiting by what others flood", n)
+	}
+	for range 200 {
+		workers[0].Round()
+		workers[1].Round()
+	}
+	for _, name := range []string{"d", "e", "f"} {
+		all := sent["wire"][name[0]] + sent["container"][name[0]] + sent["guest"][name[0]]
+		took, full := links[name].Counters.TxPackets.Load(), links[name].Counters.Drops(dataplane.DropQueueFull)
+		if took+full != all {
+			t.Errorf("%s: of %d frames %d arrived and %d were dropped", name, all, took, full)
+		}
+		if flooded := name != "e"; flooded == (full == 0) {
+			t.Errorf("%s: %d of %d frames were dropped", name, full, all)
+		}
+	}
+	if d, f := links["d"].Counters.TxPackets.Load()-sent["guest"]['d'], links["f"].Counters.TxPackets.Load(); d > 2*f || f > 2*d {
+		t.Errorf("of two that are flooded one got %d frames, the other %d", d, f)
+	}
+	for range 3 {
+		for _, w := range workers {
+			w.Round()
+		}
+	}
+	if free := workers[0].Pool().Len() + workers[1].Pool().Len(); free != 2*16384 {
+		t.Errorf("%d of %d frames are back", free, 2*16384)
 	}
 }

@@ -101,6 +101,9 @@ type Link struct {
 	Ready atomic.Bool
 	// Patient: what the port does not bring at once it brings later, and nothing is lost by that, as with a guest's ring. While another worker does not
 	// keep up with what the link sends it, the link is not polled. Set before the link is added to its worker.
+	//
+	// Not so what the kernel receives for us: an AF_XDP socket's ring fills, and then the kernel drops whatever comes, be it for a destination that nobody floods. So
+	// uplinks and the interfaces of containers are not patient, and what they send to a destination that is flooded is dropped there. See crossing.go.
 	Patient bool
 	// Limits bound what comes in and goes out; nil: nothing does. Several links may share one. Set by anybody at any time.
 	Limits [2]atomic.Pointer[Limit]
@@ -110,12 +113,28 @@ type Link struct {
 	// owner polls the link; nil: nobody. Written by it, within Do, and read by every worker that has a frame for the link.
 	owner   atomic.Pointer[Worker]
 	quantum quantum
-	crowds  uint64 // of a patient link: the workers, by bits, with which its last batch left too little room to cross
+	crowds  uint64  // of a patient link: the workers, by bits, with which its last batch left too little room to cross
+	shares  []share // of each worker's crossings to the owner, by its Index: that worker's
 
 	// out holds frames on their way to Port.Transmit, at most until the end of the batch that brought them.
 	out   [Quantum]*frame.Frame
 	nout  int
 	dirty bool // is in worker.dirty
+}
+
+// kind says which way to other workers the link's frames take.
+func (l *Link) kind() kind {
+	if l.Patient {
+		return patient
+	}
+	return hasty
+}
+
+// share makes room to note what each of n workers sends the link.
+func (l *Link) share(n int) {
+	if len(l.shares) < n {
+		l.shares = make([]share, n)
+	}
 }
 
 // Owner is the worker that polls the link; nil: nobody does.

@@ -54,7 +54,8 @@ type Worker struct {
 
 	// To and from other workers; see crossing.go.
 	boxes     []outbox // by the other's Index
-	full      uint64   // those of them, by bits, whose crossing has become half full
+	kind      kind     // of the link whose frames are under way
+	full      uint64   // the other workers, by bits, to which too little room was left
 	through   *Link    // the last one that had to wait for room to cross and found it
 	crossings []*crossing
 	parcels   [Quantum]parcel // being unloaded
@@ -198,6 +199,7 @@ func (w *Worker) countFree() {
 // Add begins to poll a source. Only within Do.
 func (w *Worker) Add(s Source) {
 	if l, ok := s.(*Link); ok {
+		l.share(len(w.boxes))
 		l.owner.Store(w)
 		l.crowds = 0
 		w.links = append(w.links, l)
@@ -276,12 +278,10 @@ func (l *Link) Poll() (n int) {
 	if tap := l.Tap.Load(); tap != nil {
 		tap.Frames(w.Index(), In, w.batch[:n])
 	}
-	w.full = 0
+	w.full, w.kind = 0, l.kind()
 	l.Forwarder.Forward(w, l, w.batch[:n])
 	w.flush()
-	if l.Patient {
-		l.crowds = w.full
-	}
+	l.crowds = w.full
 	l.Port.Release()
 	return n
 }
