@@ -7,7 +7,8 @@
 //
 // A ring of SINGLE_ISSUER and DEFER_TASKRUN posts completions only while its thread is inside io_uring_enter, and shows by a flag in memory that
 // it should come. So the ring enters when something was pushed, or that flag (or an overflow of the CQ) is up, and otherwise costs two loads a round.
-// When the worker sleeps, the ring's file is among those it sleeps on: it is readable as long as there are completions or there is such work.
+// For its sleep the worker has an eventfd, which the kernel signals when there are completions or such work, and only while the worker says by a flag in the CQ
+// that it sleeps.
 //
 // The kernel sees addresses, and Go's memory may move or be freed behind them. So whatever an SQE points to lies in mappings of our own: iovecs and
 // message headers (Vector), socket addresses (Address), buffers (Memory, Buffers) and the guests' memory.

@@ -1,5 +1,7 @@
 package uring
 
+import "fmt"
+
 // Op is one operation under way. It is its user's memory, used again and again; while it is busy the ring has it.
 type Op struct {
 	// Handler hears of completions.
@@ -7,7 +9,10 @@ type Op struct {
 	// Tag is its user's.
 	Tag int
 
-	slot uint32 // number of its slot plus one; 0: not under way
+	slot      uint32 // number of its slot plus one; 0: not under way
+	weight    uint32
+	file      File // it is on; -1: none
+	cancelled bool // that was asked for
 }
 
 // Handler hears of completions, on the worker, within Poll.
@@ -30,40 +35,213 @@ const (
 // Busy tells whether the operation is under way.
 func (o *Op) Busy() bool { return o.slot != 0 }
 
-// Readv reads from a file at an offset (preadv2).
-func (r *Ring) Readv(op *Op, f File, v *Vector, offset int64) bool { return false }
+// push begins an operation: an SQE that is zero but for what all have in common. Nil where there is no room. weight is how many bytes it may copy.
+func (r *Ring) push(op *Op, opcode uint8, weight int) *sqe {
+	if op.slot != 0 {
+		panic(fmt.Sprintf("uring: operation %d is pushed while it is under way", op.Tag))
+	}
+	if len(r.free) == 0 || r.tail-r.taken == uint32(len(r.sqes)) || r.closing {
+		r.counts.full++
+		return nil
+	}
+	index := r.free[len(r.free)-1]
+	r.free = r.free[:len(r.free)-1]
+	at := &r.slots[index]
+	if at.generation++; at.generation == 0 {
+		at.generation = 1
+	}
+	at.op = op
+	op.slot, op.file = index+1, -1
+	op.weight = uint32(opWeight + min(weight, 1<<30))
+	r.weight += int(op.weight)
+	r.counts.operations++
+	s := r.next()
+	s.opcode = opcode
+	s.userData = at.userData(index)
+	return s
+}
+
+// pushOn is push of an operation on a file.
+func (r *Ring) pushOn(op *Op, opcode uint8, f File, weight int) *sqe {
+	s := r.push(op, opcode, weight)
+	if s == nil {
+		return nil
+	}
+	op.file = f
+	r.files[f].busy++
+	s.fd, s.flags = int32(f), sqeFixedFile
+	return s
+}
+
+func (s *slot) userData(index uint32) uint64 { return uint64(s.generation)<<32 | uint64(index) }
+
+// next is the next SQE, zeroed: what the last operation that had it left there means something else to this one. There must be room.
+func (r *Ring) next() *sqe {
+	s := &r.sqes[r.tail&uint32(len(r.sqes)-1)]
+	r.tail++
+	*s = sqe{}
+	return s
+}
+
+// Readv reads from a file at an offset (preadv2); false, as of every push, when there is no room: then nothing happened.
+func (r *Ring) Readv(op *Op, f File, v *Vector, offset int64) bool {
+	return r.transfer(op, f, v, offset, 0, &reading)
+}
 
 // Writev writes to a file at an offset. flags are those of pwritev2, such as unix.RWF_DSYNC.
-func (r *Ring) Writev(op *Op, f File, v *Vector, offset int64, flags int32) bool { return false }
+func (r *Ring) Writev(op *Op, f File, v *Vector, offset int64, flags int32) bool {
+	return r.transfer(op, f, v, offset, flags, &writing)
+}
+
+// direction has the four forms of reading or writing.
+type direction struct{ one, vector, fixed, fixedVector uint8 }
+
+var (
+	reading = direction{opRead, opReadv, opReadFixed, opReadvFixed}
+	writing = direction{opWrite, opWritev, opWriteFixed, opWritevFixed}
+)
+
+// transfer takes the cheapest form: a single buffer spares the kernel the copy of the iovecs, registered memory the pinning of the pages.
+func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d *direction) bool {
+	s := r.pushOn(op, d.vector, f, v.bytes)
+	if s == nil {
+		return false
+	}
+	s.off, s.opFlags = uint64(offset), uint32(flags)
+	one := v.last-v.first == 1
+	if index, ok := r.memory.holds(v); ok && (one || r.modes.FixedVectors) {
+		s.bufIndex = index
+		d = &direction{one: d.fixed, vector: d.fixedVector}
+	}
+	if one {
+		s.opcode = d.one
+		s.addr, s.len = v.iovecs[v.first].base, uint32(v.iovecs[v.first].len)
+		return true
+	}
+	s.opcode = d.vector
+	s.addr, s.len = v.address(), uint32(v.last-v.first)
+	return true
+}
 
 // Fsync makes what was written stable; with datasync without what only describes it.
-func (r *Ring) Fsync(op *Op, f File, datasync bool) bool { return false }
+func (r *Ring) Fsync(op *Op, f File, datasync bool) bool {
+	s := r.pushOn(op, opFsync, f, 0)
+	if s == nil {
+		return false
+	}
+	if datasync {
+		s.opFlags = fsyncDatasync
+	}
+	r.counts.punted++
+	return true
+}
 
 // Fallocate changes a range of a file as fallocate does, by unix.FALLOC_FL flags.
-func (r *Ring) Fallocate(op *Op, f File, mode uint32, offset, length int64) bool { return false }
+func (r *Ring) Fallocate(op *Op, f File, mode uint32, offset, length int64) bool {
+	s := r.pushOn(op, opFallocate, f, 0)
+	if s == nil {
+		return false
+	}
+	s.off, s.addr, s.len = uint64(offset), uint64(length), mode
+	r.counts.punted++
+	return true
+}
 
 // Connect connects a socket.
-func (r *Ring) Connect(op *Op, f File, to *Address) bool { return false }
+func (r *Ring) Connect(op *Op, f File, to *Address) bool {
+	s := r.pushOn(op, opConnect, f, 0)
+	if s == nil {
+		return false
+	}
+	s.addr, s.off = to.at, uint64(to.length)
+	return true
+}
 
-// Send sends what the vector has (sendmsg); the result may be less than that. flags are unix.MSG ones. Only one at a time keeps a stream in order.
-func (r *Ring) Send(op *Op, f File, v *Vector, flags int32) bool { return false }
+// Send sends what the vector has (sendmsg); the result may be less than that. flags are unix.MSG ones; MSG_WAITALL sends all of it unless the
+// connection breaks. Only one at a time keeps a stream in order.
+func (r *Ring) Send(op *Op, f File, v *Vector, flags int32) bool {
+	return r.message(op, f, v, flags, opSend, opSendmsg)
+}
 
 // Recv receives into the vector (recvmsg); the result is less than its length unless flags has MSG_WAITALL, and may be even then.
-func (r *Ring) Recv(op *Op, f File, v *Vector, flags int32) bool { return false }
+func (r *Ring) Recv(op *Op, f File, v *Vector, flags int32) bool {
+	return r.message(op, f, v, flags, opRecv, opRecvmsg)
+}
+
+func (r *Ring) message(op *Op, f File, v *Vector, flags int32, one, vector uint8) bool {
+	s := r.pushOn(op, one, f, v.bytes)
+	if s == nil {
+		return false
+	}
+	s.opFlags = uint32(flags)
+	if v.last-v.first == 1 {
+		s.addr, s.len = v.iovecs[v.first].base, uint32(v.iovecs[v.first].len)
+		return true
+	}
+	s.opcode = vector
+	s.addr, s.len = v.message(), 1
+	return true
+}
+
+// multishotWeight is how many buffers a multishot recv fills at most before the kernel looks elsewhere (MULTISHOT_MAX_RETRY).
+const multishotWeight = 32
 
 // RecvMulti receives again and again, each time into one of the buffers, until it fails (-ENOBUFS: none was left), ends (0), or is cancelled. Then
-// the completion lacks More, and it is to be pushed again.
-func (r *Ring) RecvMulti(op *Op, f File, b *Buffers) bool { return false }
+// the completion lacks More, and it is its user's to push it again.
+func (r *Ring) RecvMulti(op *Op, f File, b *Buffers) bool {
+	s := r.pushOn(op, opRecv, f, min(b.count, multishotWeight)*b.size)
+	if s == nil {
+		return false
+	}
+	s.flags |= sqeBufferSelect
+	s.ioprio = recvMultishot
+	s.bufIndex = b.group
+	return true
+}
 
 // PollAdd waits for events of a file, as poll(2) does, once; the result has those that came.
-func (r *Ring) PollAdd(op *Op, f File, events uint32) bool { return false }
+func (r *Ring) PollAdd(op *Op, f File, events uint32) bool {
+	s := r.pushOn(op, opPollAdd, f, 0)
+	if s == nil {
+		return false
+	}
+	s.opFlags = events
+	return true
+}
 
 // Shutdown shuts a socket down, as shutdown(2) does.
-func (r *Ring) Shutdown(op *Op, f File, how int) bool { return false }
+func (r *Ring) Shutdown(op *Op, f File, how int) bool {
+	s := r.pushOn(op, opShutdown, f, 0)
+	if s == nil {
+		return false
+	}
+	s.len = uint32(how)
+	return true
+}
 
 // Nop does nothing, and completes.
-func (r *Ring) Nop(op *Op) bool { return false }
+func (r *Ring) Nop(op *Op) bool { return r.push(op, opNop, 0) != nil }
 
-// Cancel asks for the end of an operation, which always has room; false if op is not busy. The operation's own completion tells how it ended: -ECANCELED, or
-// -EINTR, or as if nothing had been asked.
-func (r *Ring) Cancel(op *Op) bool { return false }
+// Cancel asks for the end of an operation, for which there always is room; false if op is not busy. The operation's own completion tells how it ended:
+// -ECANCELED, -EINTR, or as if nothing had been asked. A file's IO that a device has begun ends when the device ends it.
+func (r *Ring) Cancel(op *Op) bool {
+	if op.slot == 0 {
+		return false
+	}
+	if !op.cancelled {
+		op.cancelled = true
+		r.cancels = append(r.cancels, r.slots[op.slot-1].userData(op.slot-1))
+	}
+	return true
+}
+
+// pushCancels puts as many as there is room for behind all that was pushed. An operation that has ended meanwhile is not found: its slot has another generation.
+func (r *Ring) pushCancels() {
+	n := 0
+	for ; n < len(r.cancels) && r.tail-r.taken < uint32(len(r.sqes)); n++ {
+		s := r.next()
+		s.opcode, s.fd, s.flags = opCancel, -1, sqeSkipSuccess
+		s.addr = r.cancels[n]
+	}
+	r.cancels = r.cancels[:copy(r.cancels, r.cancels[n:])]
+}

@@ -1,0 +1,622 @@
+package uring
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+type end struct {
+	fd   int
+	file File
+}
+
+// registerFD gives the ring a file that the test has.
+func registerFD(tb testing.TB, r *Ring, fd int) File {
+	tb.Helper()
+	f, err := r.Register(fd)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return f
+}
+
+func socketPair(tb testing.TB, r *Ring) (a, b end) {
+	tb.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { unix.Close(fds[0]); unix.Close(fds[1]) })
+	return end{fds[0], registerFD(tb, r, fds[0])}, end{fds[1], registerFD(tb, r, fds[1])}
+}
+
+func newMemory(tb testing.TB, n int) []byte {
+	tb.Helper()
+	m, err := NewMemory(n)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { m.Free() })
+	return m.Bytes()
+}
+
+// memoryFile makes a file that is stable as soon as it is written.
+func memoryFile(tb testing.TB, r *Ring, size int) File {
+	tb.Helper()
+	fd, err := unix.MemfdCreate("file", unix.MFD_CLOEXEC)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, int64(size)); err != nil {
+		tb.Fatal(err)
+	}
+	return registerFD(tb, r, fd)
+}
+
+// newFile makes a file of random bytes on a disk and registers it.
+func newFile(tb testing.TB, r *Ring, dir string, size, flags int) (File, []byte) {
+	tb.Helper()
+	content := make([]byte, size)
+	random := rand.NewChaCha8([32]byte{1})
+	random.Read(content)
+	name := filepath.Join(dir, "file")
+	if err := os.WriteFile(name, content, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		tb.Skipf("open with flags %#x: %v", flags, err)
+	}
+	defer unix.Close(fd) // the ring keeps its own
+	return registerFD(tb, r, fd), content
+}
+
+// Every form of reading and writing, plain and in registered memory.
+func TestReadWrite(t *testing.T) {
+	for _, mask := range []string{"", "uring-fixed-vectors"} {
+		for _, fixed := range []bool{false, true} {
+			for _, direct := range []int{0, unix.O_DIRECT} {
+				t.Setenv("SHUNT_MASK", mask)
+				r := newRing(t, Options{})
+				f, content := newFile(t, r, t.TempDir(), 1<<20, direct)
+				memory := newMemory(t, 1<<19)
+				if fixed {
+					if err := r.RegisterMemory(memory); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d := newResult()
+				v := r.Vector(64)
+				for _, pieces := range []int{1, 2, 33} {
+					v.Reset()
+					const piece = 4096
+					for i := range pieces {
+						v.Add(memory[i*2*piece:][:piece])
+					}
+					pushed(t, r.Readv(&d.op, f, v, 8192))
+					if res := d.wait(t, r); int(res) != pieces*piece {
+						t.Fatalf("fixed %v: read %d", fixed, res)
+					}
+					var got []byte
+					for i := range pieces {
+						got = append(got, memory[i*2*piece:][:piece]...)
+					}
+					if !bytes.Equal(got, content[8192:][:pieces*piece]) {
+						t.Fatalf("fixed %v: %d pieces read are not those of the file", fixed, pieces)
+					}
+					var flags int32
+					if pieces == 2 && fixed && direct != 0 {
+						flags = unix.RWF_DSYNC // once: a disk takes its time
+					}
+					pushed(t, r.Writev(&d.op, f, v, 512<<10, flags))
+					if res := d.wait(t, r); int(res) != pieces*piece {
+						t.Fatalf("fixed %v: wrote %d", fixed, res)
+					}
+					v.Reset()
+					v.Add(memory[:pieces*piece])
+					pushed(t, r.Readv(&d.op, f, v, 512<<10))
+					if d.wait(t, r); !bytes.Equal(memory[:pieces*piece], got) {
+						t.Fatalf("fixed %v: %d pieces written are not there", fixed, pieces)
+					}
+				}
+				if err := r.UnregisterMemory(memory); err != nil || r.memory.n != 0 {
+					t.Errorf("unregister: %v, %d pieces are left", err, r.memory.n)
+				}
+			}
+		}
+	}
+}
+
+// After an fsync with datasync the SQE's place must not make a write one with DSYNC, or refused.
+func TestEntriesAreZeroed(t *testing.T) {
+	r := newRing(t, Options{Entries: 1})
+	f := memoryFile(t, r, 8192)
+	memory := newMemory(t, 4096)
+	d := newResult()
+	v := r.Vector(1)
+	v.Add(memory)
+	for range 3 {
+		pushed(t, r.Fsync(&d.op, f, true))
+		if res := d.wait(t, r); res != 0 {
+			t.Fatal("fsync", res)
+		}
+		pushed(t, r.Fallocate(&d.op, f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 4096, 4096))
+		if res := d.wait(t, r); res != 0 {
+			t.Fatal("fallocate", res)
+		}
+		pushed(t, r.Writev(&d.op, f, v, 0, 0))
+		if s := r.sqes[0]; s.opFlags != 0 || s.len != 4096 || s.off != 0 {
+			t.Fatalf("%+v", s)
+		}
+		if res := d.wait(t, r); res != 4096 {
+			t.Fatal("write", res)
+		}
+	}
+	if n := r.Stats().Punted.Load(); n != 6 {
+		t.Errorf("%d counted as given to io-wq, want 6", n)
+	}
+	threads, _, err := IOWorkers()
+	if err != nil || threads == 0 {
+		t.Errorf("%d io-wq threads after fsync, %v", threads, err)
+	}
+}
+
+// A page that is no longer there is an error of that one operation.
+func TestHole(t *testing.T) {
+	r := newRing(t, Options{})
+	f, _ := newFile(t, r, t.TempDir(), 1<<16, 0)
+	hole, err := unix.Mmap(-1, 0, 1<<16, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(hole)
+	d := newResult()
+	v := r.Vector(1)
+	v.Add(hole[:4096])
+	pushed(t, r.Readv(&d.op, f, v, 0))
+	if res := d.wait(t, r); res != -int32(unix.EFAULT) {
+		t.Errorf("read into a hole: %d, want EFAULT", res)
+	}
+}
+
+func TestRegisteredMemoryIsSplit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("pins a gigabyte")
+	}
+	r := newRing(t, Options{})
+	const size = maxBuffer + 8192
+	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	// The same megabyte everywhere, so that pinning costs no memory.
+	memory, err := unix.Mmap(-1, 0, size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(memory)
+	if err := repeat(memory, fd, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.RegisterMemory(memory); err != nil {
+		t.Fatal(err)
+	}
+	if r.memory.n != 2 {
+		t.Errorf("%d pieces, want 2", r.memory.n)
+	}
+	f, content := newFile(t, r, t.TempDir(), 1<<16, 0)
+	d := newResult()
+	v := r.Vector(2)
+	for _, at := range []int{0, maxBuffer - 4096, maxBuffer, size - 8192} { // within a piece, and across
+		v.Reset()
+		v.Add(memory[at:][:8192])
+		_, whole := r.memory.holds(v)
+		if across := at == maxBuffer-4096; whole == across {
+			t.Errorf("at %#x: in one piece %v", at, whole)
+		}
+		pushed(t, r.Readv(&d.op, f, v, 4096))
+		if res := d.wait(t, r); res != 8192 || !bytes.Equal(memory[at:][:8192], content[4096:][:8192]) {
+			t.Errorf("at %#x: read %d", at, res)
+		}
+	}
+	if err := r.UnregisterMemory(memory); err != nil || r.memory.n != 0 {
+		t.Errorf("unregister: %v, %d pieces are left", err, r.memory.n)
+	}
+}
+
+func TestSockets(t *testing.T) {
+	modes(t, func(t *testing.T) {
+		r := newRing(t, Options{})
+		a, b := socketPair(t, r)
+		memory := newMemory(t, 1<<20)
+		rand.NewChaCha8([32]byte{2}).Read(memory[:1<<19])
+		out, in := newResult(), newResult()
+		vo, vi := r.Vector(40), r.Vector(3)
+		for i := range 32 {
+			vo.Add(memory[i*(1<<14):][: 1<<14-1 : 1<<14-1])
+		}
+		total := vo.Len()
+		vi.Add(memory[1<<19:][:total/2])
+		vi.Add(memory[1<<19+total/2:][:total-total/2])
+		pushed(t, r.Recv(&in.op, a.file, vi, unix.MSG_WAITALL))
+		pushed(t, r.Send(&out.op, b.file, vo, unix.MSG_WAITALL))
+		settle(t, r, func() bool { return in.done && out.done })
+		if int(in.res) != total || int(out.res) != total {
+			t.Fatalf("sent %d, received %d of %d", out.res, in.res, total)
+		}
+		var want []byte
+		for i := range 32 {
+			want = append(want, memory[i*(1<<14):][:1<<14-1]...)
+		}
+		if !bytes.Equal(memory[1<<19:][:total], want) {
+			t.Fatal("other bytes arrived")
+		}
+		in.done = false
+		vi.Reset()
+		vi.Add(memory[:100])
+		pushed(t, r.Recv(&in.op, a.file, vi, 0))
+		pushed(t, r.Shutdown(&out.op, b.file, unix.SHUT_WR))
+		if res := in.wait(t, r); res != 0 {
+			t.Errorf("after shutdown: received %d, want the end", res)
+		}
+		unix.Close(a.fd)
+		r.Unregister(a.file)
+		vo.Reset()
+		vo.Add(memory[:100])
+		for out.res != -int32(unix.EPIPE) { // and no SIGPIPE
+			out.done = false
+			pushed(t, r.Send(&out.op, b.file, vo, 0))
+			out.wait(t, r)
+		}
+	})
+}
+
+func TestConnect(t *testing.T) {
+	r := newRing(t, Options{})
+	path := filepath.Join(t.TempDir(), "socket")
+	for name, c := range map[string]struct {
+		family int
+		bind   unix.Sockaddr
+	}{
+		"ipv4":     {unix.AF_INET, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}},
+		"ipv6":     {unix.AF_INET6, &unix.SockaddrInet6{Addr: [16]byte{15: 1}}},
+		"unix":     {unix.AF_UNIX, &unix.SockaddrUnix{Name: path}},
+		"abstract": {unix.AF_UNIX, &unix.SockaddrUnix{Name: "@shunt-uring-test"}},
+	} {
+		listener, err := unix.Socket(c.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(listener)
+		if err := unix.Bind(listener, c.bind); err != nil {
+			t.Logf("%s: %v", name, err)
+			continue
+		}
+		if err := unix.Listen(listener, 1); err != nil {
+			t.Fatal(err)
+		}
+		bound, err := unix.Getsockname(listener)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Socket(c.family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		to, err := NewAddress(bound)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer to.Free()
+		d := newResult()
+		pushed(t, r.Connect(&d.op, registerFD(t, r, fd), to))
+		if res := d.wait(t, r); res != 0 {
+			t.Errorf("%s: connect: %v", name, unix.Errno(-res))
+		}
+		if _, err := unix.Getpeername(fd); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, bad := range []unix.Sockaddr{&unix.SockaddrUnix{Name: string(make([]byte, 200))}, &unix.SockaddrVM{}} {
+		if _, err := NewAddress(bad); err == nil {
+			t.Errorf("%T is taken", bad)
+		}
+	}
+}
+
+// Multishot recv: each piece in a buffer of its own, out of buffers is a completion without More, and it goes on when it is pushed again.
+func TestMultishot(t *testing.T) {
+	modes(t, func(t *testing.T) {
+		r := newRing(t, Options{})
+		a, b := socketPair(t, r)
+		buffers, err := r.Provide(4, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newResult()
+		var got []byte
+		var held []uint32
+		dry := 0
+		d.then = func() {
+			switch {
+			case d.res == -int32(unix.ENOBUFS):
+				dry++
+			case d.res > 0:
+				got = append(got, buffers.Bytes(d.flags, int(d.res))...)
+				held = append(held, d.flags)
+			}
+			if d.flags&More == 0 && d.res != 0 {
+				for _, flags := range held {
+					buffers.Return(flags)
+				}
+				held = held[:0]
+				pushed(t, r.RecvMulti(&d.op, a.file, buffers))
+			}
+		}
+		pushed(t, r.RecvMulti(&d.op, a.file, buffers))
+		var sent []byte
+		for i := range 200 {
+			piece := bytes.Repeat([]byte{byte(i)}, 1+i%150)
+			if _, err := unix.Write(b.fd, piece); err != nil {
+				t.Fatal(err)
+			}
+			sent = append(sent, piece...)
+			if i%3 == 0 {
+				settle(t, r, func() bool { return len(got) == len(sent) })
+			}
+		}
+		settle(t, r, func() bool { return len(got) == len(sent) })
+		if !bytes.Equal(got, sent) {
+			t.Error("other bytes, or in another order")
+		}
+		if dry == 0 {
+			t.Error("the buffers never ran out")
+		}
+		unix.Shutdown(b.fd, unix.SHUT_WR)
+		if res := d.wait(t, r); res != 0 || d.op.Busy() {
+			t.Errorf("the end: %d, busy %v", res, d.op.Busy())
+		}
+		if b := buffers.Bytes(0, 1); b != nil {
+			t.Error("bytes of a completion without a buffer")
+		}
+		if err := buffers.Free(); err != nil {
+			t.Error(err)
+		}
+		if again, err := r.Provide(8, 16); err != nil || again.group != buffers.group {
+			t.Errorf("its group is not free: %v", err)
+		}
+		for _, bad := range [][2]int{{3, 64}, {0, 64}, {4, 0}, {1 << 16, 1}} {
+			if _, err := r.Provide(bad[0], bad[1]); err == nil {
+				t.Errorf("%d buffers of %d bytes are provided", bad[0], bad[1])
+			}
+		}
+	})
+}
+
+func TestPoll(t *testing.T) {
+	r := newRing(t, Options{})
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0])
+	defer unix.Close(p[1])
+	d := newResult()
+	pushed(t, r.PollAdd(&d.op, registerFD(t, r, p[0]), unix.POLLIN))
+	r.Flush()
+	if r.Poll(); d.done {
+		t.Fatal("an empty pipe is readable")
+	}
+	unix.Write(p[1], []byte{1})
+	if res := d.wait(t, r); res&unix.POLLIN == 0 {
+		t.Errorf("events %#x", res)
+	}
+}
+
+// Whenever a cancellation comes, an operation ends once, and each of its bytes is counted or still there.
+func TestCancelRaces(t *testing.T) {
+	modes(t, func(t *testing.T) {
+		r := newRing(t, Options{Entries: 4})
+		a, b := socketPair(t, r)
+		memory := newMemory(t, 64)
+		stop := make(chan struct{})
+		feeding := make(chan int)
+		go func() {
+			n := 0
+			for {
+				select {
+				case <-stop:
+					feeding <- n
+					return
+				default:
+					if _, err := unix.SendmsgN(b.fd, []byte{1}, nil, nil, unix.MSG_DONTWAIT); err == nil {
+						n++
+					}
+					if n%16 == 0 {
+						time.Sleep(20 * time.Microsecond)
+					}
+				}
+			}
+		}()
+		v := r.Vector(1)
+		v.Add(memory)
+		received, cancelled := 0, 0
+		for i := range 3000 {
+			d := newResult()
+			pushed(t, r.Recv(&d.op, a.file, v, 0))
+			if i%2 == 0 {
+				r.Flush()
+			}
+			if i%3 != 0 {
+				r.Poll()
+			}
+			asked := r.Cancel(&d.op)
+			if !asked && !d.done {
+				t.Fatal("busy, and cannot be cancelled")
+			}
+			if asked && !r.Cancel(&d.op) {
+				t.Fatal("the second time it is not busy")
+			}
+			settle(t, r, func() bool { return d.done })
+			if d.times != 1 {
+				t.Fatalf("%d completions", d.times)
+			}
+			switch {
+			case d.res > 0:
+				received += int(d.res)
+			case d.res == -int32(unix.ECANCELED) || d.res == -int32(unix.EINTR):
+				cancelled++
+			default:
+				t.Fatal(unix.Errno(-d.res))
+			}
+		}
+		close(stop)
+		sent := <-feeding
+		rest := make([]byte, sent+1)
+		for {
+			n, _, err := unix.Recvfrom(a.fd, rest, unix.MSG_DONTWAIT)
+			if err != nil {
+				break
+			}
+			received += n
+		}
+		if received != sent {
+			t.Errorf("sent %d bytes, received %d", sent, received)
+		}
+		if r.Busy() != 0 {
+			t.Errorf("%d are under way", r.Busy())
+		}
+		t.Logf("%d received, %d cancelled", received, cancelled)
+	})
+}
+
+// A cancellation has room when nothing else has.
+func TestCancelWhenFull(t *testing.T) {
+	r := newRing(t, Options{Entries: 4})
+	a, _ := socketPair(t, r)
+	memory := newMemory(t, 64)
+	var all [4]*result
+	for i := range all {
+		all[i] = newResult()
+		v := r.Vector(1)
+		v.Add(memory)
+		pushed(t, r.Recv(&all[i].op, a.file, v, 0))
+	}
+	for _, d := range all { // the SQ is full, too
+		if !r.Cancel(&d.op) {
+			t.Fatal("not cancelled")
+		}
+	}
+	settle(t, r, func() bool { return r.Busy() == 0 })
+	for _, d := range all {
+		if d.res != -int32(unix.ECANCELED) {
+			t.Errorf("ended with %d", d.res)
+		}
+	}
+	if r.Cancel(&all[0].op) {
+		t.Error("what has ended is cancelled")
+	}
+}
+
+// Files that are given back under way.
+func TestUnregister(t *testing.T) {
+	r := newRing(t, Options{Files: 2})
+	a, b := socketPair(t, r)
+	if _, err := r.Register(0); err == nil {
+		t.Error("a third file in two slots")
+	}
+	memory := newMemory(t, 64)
+	d := newResult()
+	v := r.Vector(1)
+	v.Add(memory)
+	pushed(t, r.Recv(&d.op, a.file, v, 0))
+	if err := r.Unregister(a.file); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Unregister(a.file); err == nil {
+		t.Error("unregistered twice")
+	}
+	if _, err := r.Register(0); err == nil {
+		t.Error("its slot is free while it is in use")
+	}
+	unix.Write(b.fd, []byte("late"))
+	if res := d.wait(t, r); res != 4 {
+		t.Errorf("what was under way ended with %d", res)
+	}
+	if _, err := r.Register(a.fd); err != nil {
+		t.Errorf("its slot is still in use: %v", err)
+	}
+	if _, err := r.Register(1 << 20); err == nil {
+		t.Error("no file is registered")
+	}
+	for _, f := range []File{-1, 2} {
+		if err := r.Unregister(f); err == nil {
+			t.Errorf("file %d is unregistered", f)
+		}
+	}
+}
+
+// Garbage collections while IO is under way: neither waits long for the other, and nothing of Go's moves under the kernel's hands.
+func TestCollector(t *testing.T) {
+	r := newRing(t, Options{})
+	f, content := newFile(t, r, t.TempDir(), 1<<20, 0)
+	memory := newMemory(t, 64*4096)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC()
+			}
+		}
+	}()
+	var all [64]*result
+	for i := range all {
+		all[i] = newResult()
+	}
+	for range 300 {
+		for i, d := range all {
+			d.done = false
+			v := r.Vector(2)
+			v.Add(memory[i*4096:][:1024])
+			v.Add(memory[i*4096+2048:][:1024])
+			d.then = func() { r.Free(v) }
+			pushed(t, r.Readv(&d.op, f, v, int64(i)*8192))
+		}
+		grow(64)
+		settle(t, r, func() bool { return r.Busy() == 0 })
+		for i, d := range all {
+			if d.res != 2048 || !bytes.Equal(memory[i*4096:][:1024], content[i*8192:][:1024]) ||
+				!bytes.Equal(memory[i*4096+2048:][:1024], content[i*8192+1024:][:1024]) {
+				t.Fatalf("read %d: result %d", i, d.res)
+			}
+		}
+	}
+	close(stop)
+	<-stopped
+}
+
+// grow makes the goroutine's stack move.
+func grow(n int) int {
+	var pad [1024]byte
+	if n == 0 {
+		return int(pad[0])
+	}
+	return grow(n-1) + int(pad[n])
+}
