@@ -153,6 +153,15 @@ func (d *Disk) allocate() (err error) {
 // Alloc gives a piece of the guest's memory that begins on a page, for good.
 func (d *Disk) Alloc(n int) (Buffer, error) { return d.memory.alloc(n) }
 
+// Buffers are all of the guest's memory but the tables; BuffersAddr is where the device sees them.
+func (d *Disk) Buffers() []byte { return d.memory.bytes[d.memory.tables:] }
+
+// BuffersAddr is the guest-physical address of Buffers; nothing is there in front of it, nor behind.
+const BuffersAddr = buffersGuest
+
+// TablesAddr is the guest-physical address of the rings and what belongs to them.
+const TablesAddr = tablesGuest
+
 // Queue is the i-th queue.
 func (d *Disk) Queue(i int) *Queue { return d.queues[i] }
 
