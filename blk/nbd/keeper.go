@@ -1,0 +1,139 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+)
+
+// The keeper of a lane is a goroutine that lives from one connection's end to the next one's beginning:
+//
+//	broken ─▶ dial, handshake ─▶ is the export still what guests were told? ─▶ quiesce ─▶ is the server the same? ─▶ Worker.Do(attach)
+//	   ▲            └────────────────────┴── no: wait, twice as long each time ◀┘
+//	   └──────────────────────────────────────────────── the connection breaks
+const (
+	firstWait = 50 * time.Millisecond
+	longest   = 5 * time.Second
+	// echoLimit is how long another lane's connection may take to show that its server is alive.
+	echoLimit = 2 * time.Second
+)
+
+// status is how a lane fares, replaced as a whole.
+type status struct {
+	up    bool
+	why   error
+	since time.Time
+}
+
+var errNotYet = errors.New("there is no connection yet")
+
+// isUp and isDown note how a lane fares, on its worker.
+func (s *Store) isUp(l *lane) {
+	if l.opened {
+		s.reconnects.Add(1)
+	}
+	l.opened = true
+	l.status.Store(&status{up: true, since: time.Now()})
+}
+
+func (s *Store) isDown(l *lane, why error) { l.status.Store(&status{why: why, since: time.Now()}) }
+
+// keep gets a lane a connection, or gives it the one there is. risky: when the last one broke, commands were on their way that change the disk.
+func (s *Store) keep(l *lane, c *link, risky bool) {
+	broken := time.Now()
+	first := !l.opened
+	go func() {
+		for wait := firstWait; ; wait = min(2*wait, longest) {
+			err := s.provide(l, c, broken, risky, first)
+			if err == nil || errors.Is(err, errClosed) || l.ctx.Err() != nil {
+				return
+			}
+			c = nil
+			was := l.status.Load()
+			l.status.CompareAndSwap(was, &status{why: err, since: was.since})
+			if !rest(l.ctx, wait/2+rand.N(wait)) {
+				return
+			}
+		}
+	}()
+}
+
+// rest sleeps, and tells whether it slept well.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// provide tries once. A connection that is not attached is closed.
+func (s *Store) provide(l *lane, c *link, broken time.Time, risky, first bool) (err error) {
+	if c == nil {
+		if c, err = s.connect(l.ctx); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	i, err := s.suits(c.export)
+	if err != nil {
+		return err
+	}
+	if risky && s.options.Quiesce > 0 && !rest(l.ctx, time.Until(broken.Add(s.options.Quiesce))) {
+		return l.ctx.Err()
+	}
+	kept := first || s.witnessed(l, broken)
+	s.resized(i)
+	err = errClosed
+	l.host.Worker.Do(func() { err = l.attach(c, kept) })
+	return err
+}
+
+// witnessed tells whether the server is known to be the one there was before: another lane's connection to it, older than the break of this one, has brought an answer
+// after this one's new connection was made.
+func (s *Store) witnessed(l *lane, broken time.Time) bool {
+	s.mu.Lock()
+	others := append([]*lane(nil), s.lanes...)
+	s.mu.Unlock()
+	for _, o := range others {
+		before := o.status.Load()
+		if o == l || !before.up || !before.since.Before(broken) {
+			continue
+		}
+		heard, asked := make(chan struct{}, 1), false
+		o.host.Worker.Do(func() { asked = o.status.Load() == before && o.echo(heard) })
+		if !asked {
+			continue
+		}
+		select {
+		case <-heard: // an answer comes only on the connection that was asked
+			return true
+		case <-l.ctx.Done():
+			return false
+		case <-time.After(echoLimit):
+		}
+	}
+	return false
+}
+
+// resized notes another size, and passes it on.
+func (s *Store) resized(i blk.Info) {
+	s.mu.Lock()
+	changed := s.told.Size != i.Size
+	s.told.Size, s.told.Describe = i.Size, i.Describe
+	told := s.told
+	s.mu.Unlock()
+	if changed && s.options.Watcher != nil {
+		s.options.Watcher.Changed(told)
+	}
+}

@@ -1,0 +1,98 @@
+package nbd
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// TLS says how to speak TLS with a server. Its zero value: with nbds:// the system's authorities must have signed the server's certificate, and we show
+// none; with nbd:// no TLS. If anything is set TLS is spoken with nbd:// too. There is no way to be content with less.
+type TLS struct {
+	// CA is a file of certificates (PEM) of which one must have signed the server's. Empty: the system's.
+	CA string
+	// Cert and Key are files (PEM) of our own certificate. Empty: none.
+	Cert, Key string
+	// ServerName is whose certificate the server must have. Empty: the URI's tls-hostname or host.
+	ServerName string
+}
+
+// config reads the files anew, so that a certificate can be renewed under a running daemon.
+func (t TLS) config(a address) (*tls.Config, error) {
+	if !a.secure && t == (TLS{}) {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	if c.ServerName == "" {
+		c.ServerName = a.host
+	}
+	if c.ServerName == "" {
+		return nil, errors.New("nothing says whose certificate the server must have; add tls-hostname=NAME to the URI")
+	}
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, fmt.Errorf("certificates of the authorities: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s has no certificate in PEM form", t.CA)
+		}
+	}
+	if (t.Cert == "") != (t.Key == "") {
+		return nil, errors.New("a client's certificate and its key belong together; set both or none")
+	}
+	if t.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, fmt.Errorf("our own certificate: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// pumpBuffer is how much a pump moves at once: some records.
+const pumpBuffer = 128 << 10
+
+// pump stands between a lane and a TLS connection:
+//
+//	lane ── socketpair ── pump: two goroutines ── tls.Conn ── TCP ── server
+//
+// so that a lane has a plain socket always, and cryptography is no work of a worker's. What a guest may still write to while it is sent has been copied by
+// the socketpair before it is encrypted. It returns the lane's end. When one side ends, both do.
+func pump(c net.Conn) (int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socketpair of a TLS connection: %w", err)
+	}
+	file := os.NewFile(uintptr(pair[1]), "pump")
+	ours, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		unix.Close(pair[0])
+		return -1, fmt.Errorf("socketpair of a TLS connection: %w", err)
+	}
+	var once sync.Once
+	end := func() {
+		once.Do(func() {
+			ours.Close()
+			c.Close()
+		})
+	}
+	move := func(to, from net.Conn) {
+		defer end()
+		// Only Read and Write, or the runtime would splice where nothing can be spliced.
+		io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pumpBuffer)) //nolint:errcheck // the lane sees the end
+	}
+	go move(ours, c)
+	go move(c, ours)
+	return pair[0], nil
+}
