@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/virtq"
 	"golang.org/x/sys/unix"
 )
@@ -177,14 +178,14 @@ func (d *Disk) Features() uint64 { return d.features.Load() }
 // Reconnects counts the back-ends after the first.
 func (d *Disk) Reconnects() uint64 { return d.reconnects.Load() }
 
-// Truncate cuts the file behind the memory off where the buffers begin, or gives back what it cut: what a hostile guest does.
-func (d *Disk) Truncate(off bool) error {
-	n := len(d.memory.bytes)
-	if off {
-		n = d.memory.tables
-	}
-	return unix.Ftruncate(d.memory.fd, int64(n))
-}
+// Truncate leaves n bytes of the file behind the memory, which has Length: what a hostile guest does. Nobody may look there until the length is back.
+func (d *Disk) Truncate(n int) error { return unix.Ftruncate(d.memory.fd, int64(n)) }
+
+// Length is how long the memory is, Tables how much of it the tables take up.
+func (d *Disk) Length() (all, tables int) { return len(d.memory.bytes), d.memory.tables }
+
+// Regions are the memory as a back-end is told of it: tables, and buffers.
+func (d *Disk) Regions() []vhostuser.Region { return d.memory.regions() }
 
 // PunchHole gives the pages of a buffer back to the kernel, as a balloon does: it is all zero again.
 func (d *Disk) PunchHole(b Buffer) error {
