@@ -190,7 +190,8 @@ func (r *Ring) tables() error {
 	return nil
 }
 
-// Enable makes the calling thread, a worker's, the ring's: once, before the first operation. The goroutine must be locked to its thread.
+// Enable makes the calling thread, a worker's, the ring's: once, before the first operation. The goroutine must be locked to its thread: Worker.Do will do once the
+// worker runs, not before; WorkerOptions.Start always.
 func (r *Ring) Enable() error {
 	if err := enable(r.fd); errors.Is(err, unix.EBADFD) {
 		return errors.New("io_uring is enabled already")

@@ -33,6 +33,9 @@ func TestWorkerSleeps(t *testing.T) {
 		worker := dataplanetest.NewWorker(t, 64)
 		ended := make(chan error)
 		go func() { ended <- worker.Run() }()
+		for worker.Stats().Rounds.Load() == 0 { // until it runs, Do is the caller's thread
+			time.Sleep(time.Millisecond)
+		}
 		ring, err := uring.Open(uring.Options{})
 		if err != nil {
 			t.Fatal(err)
