@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -57,6 +58,9 @@ func (i *idleState) after(w *Worker, work int) {
 //
 //	say that we sleep; arm every source; FENCE; look again everywhere; ppoll; disarm
 //
+// A link that its limit holds back has nothing to be woken for but the time at which the limit lets frames pass. Its files are left out of the ppoll: what
+// waits in a socket would end each sleep at once.
+//
 // Everybody who brings work does the mirror image: publish the work; FENCE; look whether we sleep, and if so
 // write the file we watch. Each side's store is ordered before its load by the fence, so at least one of them sees the other:
 // either we find the work, or they find us asleep.
@@ -66,6 +70,8 @@ func (w *Worker) sleep() {
 	for _, s := range w.sources {
 		limit = min(limit, s.Arm())
 	}
+	held := w.hold()
+	limit = min(limit, held)
 	w.pool.Exchange() // arming an uplink takes back what was transmitted
 	w.countFree()
 	shm.Fence()
@@ -74,7 +80,8 @@ func (w *Worker) sleep() {
 		return
 	}
 	timedOut := w.wait(limit)
-	if timedOut && w.pending() && !w.announced() {
+	w.unhold()
+	if timedOut && held == Forever && w.pending() && !w.announced() {
 		w.stats.Late.Add(1)
 	}
 	w.awake()
@@ -101,6 +108,7 @@ func (w *Worker) pending() bool {
 }
 
 func (w *Worker) awake() {
+	w.unhold()
 	w.mailbox.asleep.Store(false)
 	for _, s := range w.sources {
 		s.Disarm()
@@ -131,11 +139,39 @@ func (w *Worker) wait(limit time.Duration) (timedOut bool) {
 	return false
 }
 
+// hold leaves the files of links that are held back by their limits out of the coming sleep. It returns how long the first of them is.
+func (w *Worker) hold() (least time.Duration) {
+	least = Forever
+	for i, l := range w.feeds {
+		if l == nil {
+			continue
+		}
+		if wait := l.held(w.now); wait != Forever {
+			w.wake[i].Fd = ^w.wake[i].Fd // poll(2) ignores what is negative
+			least = min(least, wait)
+		}
+	}
+	return least
+}
+
+// unhold takes hold back.
+func (w *Worker) unhold() {
+	for i := range w.wake {
+		if fd := w.wake[i].Fd; fd < 0 {
+			w.wake[i].Fd = ^fd
+		}
+	}
+}
+
 // Watch lets a file end the worker's sleep: events as in poll(2). With drain it is an eventfd that is read when it fires.
 // Only within Do. The file stays the caller's, and open until Unwatch.
-func (w *Worker) Watch(fd int, events int16, drain bool) {
+func (w *Worker) Watch(fd int, events int16, drain bool) { w.WatchFor(nil, fd, events, drain) }
+
+// WatchFor is Watch for a file that tells of nothing but frames which come in by a link: while the link's limit holds those back, nobody looks at it.
+func (w *Worker) WatchFor(l *Link, fd int, events int16, drain bool) {
 	w.wake = append(w.wake, unix.PollFd{Fd: int32(fd), Events: events})
 	w.drain = append(w.drain, drain)
+	w.feeds = append(w.feeds, l)
 }
 
 // Unwatch takes Watch back. Only within Do.
@@ -144,6 +180,7 @@ func (w *Worker) Unwatch(fd int) {
 		if int(w.wake[i].Fd) == fd {
 			w.wake = append(w.wake[:i], w.wake[i+1:]...)
 			w.drain = append(w.drain[:i], w.drain[i+1:]...)
+			w.feeds = slices.Delete(w.feeds, i, i+1)
 			return
 		}
 	}

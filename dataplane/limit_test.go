@@ -7,6 +7,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"golang.org/x/sys/unix"
 )
 
 // What comes in under a limit waits, what goes out beyond it is dropped; both keep the rate within its burst.
@@ -125,3 +126,75 @@ func TestLimitInCountsSegments(t *testing.T) {
 		t.Errorf("%d packets of 10 segments passed", n)
 	}
 }
+
+// piped is a port whose frames come by a file that tells of them as long as they wait, as an AF_XDP socket does.
+type piped struct {
+	*dataplanetest.Port
+	fd int
+}
+
+func (p piped) Arm() time.Duration { return dataplane.Forever }
+
+func (p piped) Pending() bool {
+	fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
+	n, _ := unix.Poll(fds, 0)
+	return n > 0
+}
+
+func (p piped) Receive(into []*frame.Frame, pool *frame.Pool) int {
+	var b [1]byte
+	if n, _ := unix.Read(p.fd, b[:]); n < 1 {
+		return 0
+	}
+	p.FeedBytes(b[:])
+	return p.Port.Receive(into, pool)
+}
+
+// A worker sleeps while a limit holds back what waits in a file, until the limit lets it pass; other files wake it meanwhile.
+func TestLimitedFileLetsSleep(t *testing.T) {
+	w := dataplanetest.NewWorker(t, 64)
+	from, fed := dataplanetest.NewLink("from")
+	into, sink := dataplanetest.NewLink("to")
+	sink.Discard = true
+	fds := make([]int, 2)
+	if err := unix.Pipe2(fds, unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	from.Port, from.Forwarder, into.Port = piped{fed, fds[0]}, to{into}, quiet{sink}
+	from.Limits[dataplane.In].Store(dataplane.NewLimit(dataplane.LimitOptions{PPS: 50, Burst: time.Millisecond}))
+	w.Do(func() {
+		w.Add(from)
+		w.Add(into)
+		w.WatchFor(from, fds[0], unix.POLLIN, false)
+	})
+	if _, err := unix.Write(fds[1], make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, w)
+	began, rounds := time.Now(), w.Stats().Rounds.Load()
+	const frames = 10
+	for sink.Counters.TxPackets.Load() < frames && time.Since(began) < 20*time.Second {
+		time.Sleep(time.Millisecond)
+	}
+	took := time.Since(began)
+	within(t, func() { w.Do(func() {}) }) // the mailbox is heard
+	stop()
+	stats := w.Stats()
+	if n := sink.Counters.TxPackets.Load(); n < frames || float64(n) > 50*took.Seconds()+3 {
+		t.Errorf("%d frames in %v", n, took)
+	}
+	// Beside each frame's sleep there is what the worker spins before it, for 50 us: of a thousand rounds at most, on a quick machine.
+	if n := stats.Sleeps.Load(); n > 4*frames || stats.Rounds.Load()-rounds > 4*frames*2000 {
+		t.Errorf("%d sleeps and %d rounds for %d frames", n, stats.Rounds.Load()-rounds, frames)
+	}
+	if stats.Late.Load() > 0 {
+		t.Errorf("%d sleeps count as late: the limit is over at no file's word", stats.Late.Load())
+	}
+}
+
+// quiet is a port that nothing comes from.
+type quiet struct{ *dataplanetest.Port }
+
+func (quiet) Arm() time.Duration { return dataplane.Forever }

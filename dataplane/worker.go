@@ -66,6 +66,7 @@ type Worker struct {
 	mailbox mailbox
 	wake    []unix.PollFd // what ends a sleep; the first is the mailbox's
 	drain   []bool        // which of them are eventfds to be read
+	feeds   []*Link       // whose frames they tell of, and of nothing else; nil: of other things
 	timeout unix.Timespec // of the current sleep; here, so that it is not allocated
 	stop    atomic.Bool
 	free    int // as stats.Free has it

@@ -218,7 +218,7 @@ func (p *Pair) watch(q *queue, c vhostuser.VringConfig) {
 	q.polled = c.Kick < 0
 	if c.Index%2 == transmitq && c.Kick >= 0 {
 		q.kick = c.Kick
-		p.owner.Load().Watch(c.Kick, unix.POLLIN, true)
+		p.owner.Load().WatchFor(p.link, c.Kick, unix.POLLIN, true)
 	}
 }
 
@@ -292,7 +292,7 @@ func (d *Device) Move(pair int, to *dataplane.Worker) {
 		p.owner.Store(to)
 		if p.tx.kick >= 0 {
 			from.Unwatch(p.tx.kick)
-			to.Watch(p.tx.kick, unix.POLLIN, true) // a kick that came meanwhile is still in the eventfd
+			to.WatchFor(p.link, p.tx.kick, unix.POLLIN, true) // a kick that came meanwhile is still in the eventfd
 		}
 	}
 	if p.link.Owner() == from {

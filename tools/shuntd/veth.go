@@ -147,7 +147,7 @@ func (v *veth) move(p *port, i int, to *worker) {
 		}
 		q := v.queues[i]
 		from.Unwatch(q.socket.FD())
-		to.Watch(q.socket.FD(), unix.POLLIN, false)
+		to.WatchFor(pair.link, q.socket.FD(), unix.POLLIN, false)
 		q.port.SetPool(to.Pool())
 	})
 }

@@ -202,7 +202,7 @@ func (w *worker) unlink(l *dataplane.Link) {
 func (w *worker) plug(l *dataplane.Link, p dataplane.Port, fd int) {
 	w.Do(func() {
 		l.Port = p
-		w.Watch(fd, unix.POLLIN, false)
+		w.WatchFor(l, fd, unix.POLLIN, false)
 	})
 }
 
