@@ -184,6 +184,33 @@ func (d *Disk) Truncate(n int) error { return unix.Ftruncate(d.memory.fd, int64(
 // Length is how long the memory is, Tables how much of it the tables take up.
 func (d *Disk) Length() (all, tables int) { return len(d.memory.bytes), d.memory.tables }
 
+// Inflight is the in-flight area that the back-end writes to, as bytes mapped anew; free unmaps them. It is an error where there is none.
+func (d *Disk) Inflight() (area []byte, free func() error, err error) {
+	d.control.Lock()
+	defer d.control.Unlock()
+	i := d.kept.inflight
+	if i.FD < 0 {
+		return nil, nil, fmt.Errorf("%w: an in-flight area", ErrLacks)
+	}
+	m, err := shm.Map(shm.MapOptions{FD: i.FD, Offset: int64(i.Offset), Length: int(i.Bytes)})
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.Bytes(), m.Free, nil
+}
+
+// TruncateInflight takes the area's bytes away, unless its maker has forbidden that.
+func (d *Disk) TruncateInflight() error {
+	d.control.Lock()
+	defer d.control.Unlock()
+	return unix.Ftruncate(d.kept.inflight.FD, 0)
+}
+
+// GiveInflight gives the back-end the area again, as it is by now. No ring may run.
+func (d *Disk) GiveInflight() error {
+	return d.do(func(l *link) error { return l.front.SetInflight(d.kept.inflight) })
+}
+
 // Regions are the memory as a back-end is told of it: tables, and buffers.
 func (d *Disk) Regions() []vhostuser.Region { return d.memory.regions() }
 

@@ -26,6 +26,8 @@ type Attack struct {
 	Expect Expect
 	// SplitOnly, PackedOnly: the other format has no such thing. Fatal: qemu-storage-daemon 7.2 does not survive it, or does it wrong.
 	SplitOnly, PackedOnly, Fatal bool
+	// Inflight: it is one on the in-flight area.
+	Inflight bool
 
 	write func(r *Rig)
 	// free: write publishes by itself, and memory is not compared: the device may write anywhere, or there is none.
@@ -34,7 +36,7 @@ type Attack struct {
 
 // Attacks are those there are for a format of ring.
 func Attacks(packed bool) (all []Attack) {
-	for _, list := range [][]Attack{shapes(), requests(), addresses(), tables(), rings(), packedRings(), memories()} {
+	for _, list := range [][]Attack{shapes(), requests(), addresses(), tables(), rings(), packedRings(), memories(), areas()} {
 		for _, a := range list {
 			if packed && a.SplitOnly || !packed && a.PackedOnly {
 				continue
@@ -101,6 +103,7 @@ func honest(ctx context.Context, o Options, f func(*driver.Sync) error) error {
 
 // Run carries an attack out on a back-end that serves nobody else, and looks whether all is well afterwards.
 func (a Attack) Run(ctx context.Context, o Options) error {
+	o.Inflight = o.Inflight || a.Inflight
 	r, err := newRig(ctx, o)
 	if err != nil {
 		return err
