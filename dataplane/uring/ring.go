@@ -180,10 +180,10 @@ func (r *Ring) tables() error {
 	for i := range r.free {
 		r.free[i] = uint32(n - 1 - i)
 	}
-	r.files = make([]file, r.options.Files)
 	if err := sparse(r.fd, registerFiles2, r.options.Files); err != nil {
 		return fmt.Errorf("table of %d files for io_uring: %w: it must not exceed the limit of open files", r.options.Files, err)
 	}
+	r.files = make([]file, r.options.Files)
 	if err := sparse(r.fd, registerBuffers2, maxBuffers); err != nil {
 		return fmt.Errorf("table of buffers for io_uring: %w", err)
 	}
