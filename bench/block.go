@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/shuntio/shunt/blk/driver"
+	"github.com/shuntio/shunt/pinning"
+	"golang.org/x/sys/unix"
+)
+
+// BlockCell is one kind of load on a disk.
+type BlockCell struct {
+	Write      bool
+	Sequential bool
+	Bytes      int
+	Depth      int
+}
+
+// String is its name, as "randread-4k-32".
+func (c BlockCell) String() string {
+	name := map[bool]string{false: "rand", true: "seq"}[c.Sequential] + map[bool]string{false: "read", true: "write"}[c.Write]
+	return fmt.Sprintf("%s-%dk-%d", name, c.Bytes>>10, c.Depth)
+}
+
+// BlockCells are all that are compared: 4 and 128 KiB, one and 32 at a time, random and sequential, read and write.
+func BlockCells() (all []BlockCell) {
+	for _, write := range []bool{false, true} {
+		for _, sequential := range []bool{false, true} {
+			for _, bytes := range []int{4 << 10, 128 << 10} {
+				for _, depth := range []int{1, 32} {
+					all = append(all, BlockCell{write, sequential, bytes, depth})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// BlockPeer is a process that serves a disk over vhost-user-blk.
+type BlockPeer struct {
+	Name   string
+	Socket string
+	PID    int
+}
+
+// BlockOptions configure Block; zero values are good.
+type BlockOptions struct {
+	// Cells to be measured. Nil: BlockCells.
+	Cells []BlockCell
+	// Duration of each measurement of a cell and peer. Zero: 200 ms. Turns is how often it is that peer's turn. Zero: 5.
+	Duration time.Duration
+	Turns    int
+	// Span is how much of the disk is used. Zero: all.
+	Span int64
+	// WorkerCPU is where the peers run, all threads of them, GuestCPU where the driver does.
+	WorkerCPU, GuestCPU int
+	// Packed rings. Indirect descriptors and event index are always used, as guests do.
+	Packed bool
+}
+
+// BlockResult is what one cell came to with one peer.
+type BlockResult struct {
+	Cell BlockCell
+	Peer string
+	// Requests were answered in Elapsed; CPU is what the peer's process used up meanwhile, all threads together, those of the kernel's io-wq too.
+	Requests uint64
+	Elapsed  time.Duration
+	CPU      time.Duration
+	Latency  driver.Histogram
+}
+
+// Rate is in requests a second; PerCPU in requests a second of CPU time.
+func (r *BlockResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
+
+// PerCPU is in requests a second of CPU time.
+func (r *BlockResult) PerCPU() float64 { return float64(r.Requests) / r.CPU.Seconds() }
+
+// Block puts the same loads on each of the peers by turns, so that what else the machine does hits all alike. Results are by cell, and in it by peer.
+func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockResult, err error) {
+	if o.Cells == nil {
+		o.Cells = BlockCells()
+	}
+	o.Duration, o.Turns = defaulted(o.Duration, 200*time.Millisecond), defaulted(o.Turns, 5)
+	var rigs []*blockRig
+	defer func() {
+		for _, r := range rigs {
+			err = errors.Join(err, r.disk.Close())
+		}
+	}()
+	for _, p := range peers {
+		r, err := newBlockRig(ctx, o, p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		rigs = append(rigs, r)
+	}
+	for i, cell := range o.Cells {
+		results := make([]BlockResult, len(rigs))
+		for range o.Turns {
+			for j, r := range rigs {
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				results[j].Cell, results[j].Peer = cell, r.peer.Name
+				if err := r.measure(o, i, &results[j]); err != nil {
+					return nil, fmt.Errorf("%s: %v: %w", r.peer.Name, cell, err)
+				}
+			}
+		}
+		all = append(all, results...)
+	}
+	return all, nil
+}
+
+// blockRig is a peer with its driver.
+type blockRig struct {
+	peer  BlockPeer
+	disk  *driver.Disk
+	loads []*driver.Load // by cell
+}
+
+func newBlockRig(ctx context.Context, o BlockOptions, p BlockPeer) (*blockRig, error) {
+	memory := 0
+	for _, c := range o.Cells {
+		memory += c.Bytes * c.Depth
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	d, err := driver.Dial(ctx, p.Socket, driver.Options{Memory: memory, Indirect: true, EventIdx: true, Packed: o.Packed, Clock: true})
+	if err != nil {
+		return nil, err
+	}
+	r := &blockRig{peer: p, disk: d}
+	for _, c := range o.Cells {
+		op := driver.In
+		if c.Write {
+			op = driver.Out
+		}
+		l, err := driver.NewLoad(driver.LoadOptions{Disk: d, Op: op, Bytes: c.Bytes, Depth: c.Depth, Sequential: c.Sequential, Span: o.Span,
+			Start: func() error { return pinning.Apply(o.GuestCPU) }})
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		r.loads = append(r.loads, l)
+	}
+	if err := pinProcess(p.PID, o.WorkerCPU); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return r, nil
+}
+
+// measure is one turn.
+func (r *blockRig) measure(o BlockOptions, cell int, to *BlockResult) error {
+	before, err := processTime(r.peer.PID)
+	if err != nil {
+		return err
+	}
+	type outcome struct {
+		result *driver.LoadResult
+		err    error
+	}
+	done := make(chan outcome)
+	go func() { // the thread is pinned, and ends with it
+		var stop atomic.Bool
+		result, err := r.loads[cell].Run(&stop, o.Duration)
+		done <- outcome{result, err}
+	}()
+	out := <-done
+	if out.err != nil {
+		return out.err
+	}
+	after, err := processTime(r.peer.PID)
+	if err != nil {
+		return err
+	}
+	to.Requests += out.result.Requests
+	to.Elapsed += out.result.Elapsed
+	to.CPU += after - before
+	to.Latency.Merge(&out.result.Latency)
+	return nil
+}
+
+// processTime is the CPU time that all threads of a process have used, those that have ended too: a process's clock (clock_getcpuclockid(3)).
+func processTime(pid int) (time.Duration, error) {
+	const sched = 2
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|sched), &t); err != nil {
+		return 0, fmt.Errorf("CPU time of process %d: %w", pid, err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// pinProcess puts all threads of a process on one CPU. Those it makes later inherit that.
+func pinProcess(pid, cpu int) error {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return err
+	}
+	var set unix.CPUSet
+	set.Set(cpu)
+	for _, t := range tasks {
+		if tid, err := strconv.Atoi(t.Name()); err == nil {
+			if err := unix.SchedSetaffinity(tid, &set); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("pin thread %d: %w", tid, err)
+			}
+		}
+	}
+	return nil
+}
