@@ -58,6 +58,8 @@ type Request struct {
 	Slot int
 	// Began is when the lane was given it, for who measures (dataplane.Worker.Now).
 	Began int64
+
+	held ticket // the gate's that has it
 }
 
 // Handler hears how a request ended: on the lane's worker, never within Submit. From the call on nothing touches the request's buffers.
