@@ -143,12 +143,9 @@ func (w *Worker) wait(limit time.Duration) (timedOut bool) {
 func (w *Worker) hold() (least time.Duration) {
 	least = Forever
 	for i, l := range w.feeds {
-		if l == nil {
-			continue
-		}
-		if wait := l.held(w.now); wait != Forever {
+		if l != nil && l.waits != Forever {
 			w.wake[i].Fd = ^w.wake[i].Fd // poll(2) ignores what is negative
-			least = min(least, wait)
+			least = min(least, l.waits)
 		}
 	}
 	return least
@@ -189,19 +186,21 @@ func (w *Worker) Unwatch(fd int) {
 // Watched is how many files end the worker's sleep, its mailbox's among them. Only within Do, or of a worker that does not run.
 func (w *Worker) Watched() int { return len(w.wake) }
 
-// Arm, Pending and Disarm pass the sleep sequence on to the link's port. What a limit holds back needs nobody to wake the worker but time.
+// Arm, Pending and Disarm pass the sleep sequence on to the link's port. What a limit holds back needs nobody to wake the worker but time. Whether it
+// does is asked once: links of other workers may share the limit, and use it up between Arm and Pending. Were the link held back then, with no time set for it,
+// nobody would wake the worker.
 func (l *Link) Arm() (limit time.Duration) {
 	w := l.owner.Load()
 	defer w.contain(l)
-	limit = l.held(w.now)
-	return min(limit, l.Port.Arm())
+	l.waits = l.held(w.now)
+	return min(l.waits, l.Port.Arm())
 }
 
 // Pending tells whether the port has work.
 func (l *Link) Pending() bool {
 	w := l.owner.Load()
 	defer w.contain(l)
-	return l.held(w.now) == Forever && l.Port.Pending()
+	return l.waits == Forever && l.Port.Pending()
 }
 
 // Disarm takes Arm back.

@@ -194,6 +194,38 @@ func TestLimitedFileLetsSleep(t *testing.T) {
 	}
 }
 
+// laden is a port with frames that nobody announces any more: a ring that its driver has filled.
+type laden struct{ quiet }
+
+func (laden) Pending() bool { return true }
+
+// Two workers share a limit. One finds that it does not hold it back, and looks what waits; meanwhile the other uses the limit up. The first must not sleep over what
+// waits, or take a time with it.
+func TestSharedLimitUsedUpWhileArming(t *testing.T) {
+	limit := dataplane.NewLimit(dataplane.LimitOptions{PPS: 10, Burst: 100 * time.Millisecond})
+	one, other := dataplanetest.NewWorker(t, 64), dataplanetest.NewWorker(t, 64)
+	waiting, port := dataplanetest.NewLink("waiting")
+	waiting.Port = laden{quiet{port}}
+	busy, source := dataplanetest.NewLink("busy")
+	into, sink := dataplanetest.NewLink("to")
+	sink.Discard = true
+	busy.Forwarder = to{into}
+	for _, l := range []*dataplane.Link{waiting, busy} {
+		l.Limits[dataplane.In].Store(limit)
+	}
+	one.Do(func() { one.Add(waiting) })
+	other.Do(func() { other.Add(busy); other.Add(into) })
+	sleep := waiting.Arm()
+	source.FeedBytes(make([]byte, 60))
+	other.Round()
+	if sink.Counters.TxPackets.Load() != 1 {
+		t.Fatal("the other worker did not use the limit up")
+	}
+	if !waiting.Pending() && sleep == dataplane.Forever {
+		t.Error("the worker would sleep for ever while frames wait")
+	}
+}
+
 // quiet is a port that nothing comes from.
 type quiet struct{ *dataplanetest.Port }
 

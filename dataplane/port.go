@@ -113,8 +113,9 @@ type Link struct {
 	// owner polls the link; nil: nobody. Written by it, within Do, and read by every worker that has a frame for the link.
 	owner   atomic.Pointer[Worker]
 	quantum quantum
-	crowds  uint64  // of a patient link: the workers, by bits, with which its last batch left too little room to cross
-	shares  []share // of each worker's crossings to the owner, by its Index: that worker's
+	waits   time.Duration // for its limit, in the coming sleep; Forever: it does not hold the link back. Arm's
+	crowds  uint64        // of a patient link: the workers, by bits, with which its last batch left too little room to cross
+	shares  []share       // of each worker's crossings to the owner, by its Index: that worker's
 
 	// out holds frames on their way to Port.Transmit, at most until the end of the batch that brought them.
 	out   [Quantum]*frame.Frame
