@@ -42,11 +42,13 @@ func BlockCells() (all []BlockCell) {
 	return all
 }
 
-// BlockPeer is a process that serves a disk over vhost-user-blk.
+// BlockPeer is a process that serves a disk over vhost-user-blk; or, if it has no Socket, fio on a File.
 type BlockPeer struct {
 	Name   string
 	Socket string
 	PID    int
+	File   string
+	Direct bool
 }
 
 // BlockOptions configure Block; zero values are good.
@@ -90,7 +92,9 @@ func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockR
 	var rigs []*blockRig
 	defer func() {
 		for _, r := range rigs {
-			err = errors.Join(err, r.disk.Close())
+			if r.disk != nil {
+				err = errors.Join(err, r.disk.Close())
+			}
 		}
 	}()
 	for _, p := range peers {
@@ -108,7 +112,7 @@ func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockR
 					return nil, err
 				}
 				results[j].Cell, results[j].Peer = cell, r.peer.Name
-				if err := r.measure(o, i, &results[j]); err != nil {
+				if err := r.measure(ctx, o, i, &results[j]); err != nil {
 					return nil, fmt.Errorf("%s: %v: %w", r.peer.Name, cell, err)
 				}
 			}
@@ -126,6 +130,9 @@ type blockRig struct {
 }
 
 func newBlockRig(ctx context.Context, o BlockOptions, p BlockPeer) (*blockRig, error) {
+	if p.Socket == "" {
+		return &blockRig{peer: p}, nil
+	}
 	memory := 0
 	for _, c := range o.Cells {
 		memory += c.Bytes * c.Depth
@@ -156,7 +163,10 @@ func newBlockRig(ctx context.Context, o BlockOptions, p BlockPeer) (*blockRig, e
 }
 
 // measure is one turn.
-func (r *blockRig) measure(o BlockOptions, cell int, to *BlockResult) error {
+func (r *blockRig) measure(ctx context.Context, o BlockOptions, cell int, to *BlockResult) error {
+	if r.disk == nil {
+		return fio(ctx, o, o.Cells[cell], r.peer, to)
+	}
 	before, err := processTime(r.peer.PID)
 	if err != nil {
 		return err

@@ -31,10 +31,11 @@ func image(tb testing.TB, n int) string {
 	return name
 }
 
-// TestBlock: every cell is measured with every peer, and the figures are not nonsense.
+// TestBlock: every cell is measured with every peer, and the figures are not nonsense. The time is too short for fio's CPU time to mean anything.
 func TestBlock(t *testing.T) {
 	file := image(t, 64<<20)
-	peers := []BlockPeer{storageDaemon(t, file, false), storageDaemon(t, file, false)}
+	need.Program(t, "fio")
+	peers := []BlockPeer{storageDaemon(t, file, false), {Name: "fio", File: file}}
 	all, err := Block(t.Context(), BlockOptions{Duration: 20 * time.Millisecond, Turns: 1, GuestCPU: 1}, peers)
 	if err != nil {
 		t.Fatal(err)
@@ -43,8 +44,8 @@ func TestBlock(t *testing.T) {
 		t.Errorf("%d results", len(all))
 	}
 	for _, r := range all {
-		t.Logf("%-16v %8.0f a second, %8.0f a second of CPU, %v", r.Cell, r.Rate(), r.PerCPU(), &r.Latency)
-		if r.Requests == 0 || r.CPU <= 0 || r.CPU > 4*r.Elapsed || r.Latency.Count() != r.Requests {
+		t.Logf("%-19v %-16v %8.0f a second, %8.0f a second of CPU, %v", r.Peer, r.Cell, r.Rate(), r.PerCPU(), &r.Latency)
+		if r.Requests == 0 || r.Peer != "fio" && (r.CPU <= 0 || r.CPU > 4*r.Elapsed || r.Latency.Count() != r.Requests) {
 			t.Errorf("%+v: %d requests, %v of CPU in %v", r.Cell, r.Requests, r.CPU, r.Elapsed)
 		}
 	}
