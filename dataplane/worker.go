@@ -310,13 +310,18 @@ func (w *Worker) Send(to *Link, f *frame.Frame) {
 	}
 }
 
-// Drop recycles a frame and counts it at the link it came from (or was meant for).
+// Drop recycles a frame and counts it at a link: the one it came from, unless it is the one it was meant for that does not take it.
 func (w *Worker) Drop(at *Link, f *frame.Frame, why Reason) {
+	w.Refuse(at, f, why)
+	w.pool.Put(f)
+}
+
+// Refuse counts a frame as Drop does, and leaves it to the caller: others get it, or it is dropped at several links.
+func (w *Worker) Refuse(at *Link, f *frame.Frame, why Reason) {
 	at.Counters.Drop(why, 1)
 	if tap := at.Tap.Load(); tap != nil {
 		tap.Dropped(w.Index(), f, why)
 	}
-	w.pool.Put(f)
 }
 
 // Clone copies a frame for another destination; nil if no frame is free. The copy borrows the same body, but what f owns is copied.

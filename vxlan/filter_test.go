@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/wire"
 	"github.com/shuntio/shunt/vxlan/acl"
@@ -17,6 +18,7 @@ import (
 type guarded struct {
 	*lab
 	a, b  *dataplanetest.Port
+	links [2]*dataplane.Link // theirs
 	clock *atomic.Uint32
 }
 
@@ -30,9 +32,9 @@ func eachWay(t *testing.T, rules string, test func(t *testing.T, g *guarded)) {
 			g.clock.Store(5000)
 			g.lab = newLabWith(t, 2, 256, Options{Seed: 7, clock: g.clock, uncached: uncached})
 			g.network(Network{Name: "blue", Learning: true})
-			a, _ := g.attachTo(Port{Name: "a", Network: "blue", MAC: mac1, AntiSpoof: true, ACL: parsePolicy(rules), FlowLimit: 64}, 0)
-			b, _ := g.attachTo(Port{Name: "b", Network: "blue", MAC: mac2}, 1)
-			g.a, g.b = a[0], b[0]
+			a, at := g.attachTo(Port{Name: "a", Network: "blue", MAC: mac1, AntiSpoof: true, ACL: parsePolicy(rules), FlowLimit: 64}, 0)
+			b, bt := g.attachTo(Port{Name: "b", Network: "blue", MAC: mac2}, 1)
+			g.a, g.b, g.links = a[0], b[0], [2]*dataplane.Link{at[0], bt[0]}
 			test(t, g)
 			g.balanced()
 		})
@@ -86,7 +88,7 @@ func (g *guarded) want(got, want bool, what string) {
 func TestReplies(t *testing.T) {
 	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
 		g.want(g.in(g.udp(false, 53, 1000)), false, "unasked")
-		g.dropped(g.b, DropACLIn, 2)
+		g.dropped(g.a, DropACLIn, 2)
 		g.want(g.out(g.udp(true, 53, 1000)), true, "question")
 		g.want(g.in(g.udp(false, 53, 1000)), true, "answer, at another worker")
 		g.want(g.in(g.udp(false, 53, 1001)), false, "answer to another port")
@@ -320,13 +322,50 @@ func TestFilteredFlood(t *testing.T) {
 			t.Errorf("%d frames to a port that allows the broadcast", n)
 		}
 		g.got(c[0])
-		g.dropped(g.b, DropACLIn, 1) // the unknown one, which c alone might have got
+		g.dropped(g.b, DropACLIn, 0)
+		g.dropped(c[0], DropACLIn, 2) // the unknown one c alone might have got
 		arp := ethernetFrame(wire.Broadcast, mac2)
 		binary.BigEndian.PutUint16(arp[12:], wire.EtherTypeARP)
 		nd := icmpFrame(t, wire.Broadcast, mac2, "ff02::1:ff00:1", "fd00::2", wire.ICMPv6NeighborSolicitation, 0, make([]byte, 20))
 		g.send(g.b, arp, nd)
 		if n, m := len(g.a.Sent()), len(c[0].Sent()); n != 2 || m != 2 {
 			t.Errorf("%d and %d of ARP and neighbour solicitation", n, m)
+		}
+	})
+}
+
+// What a port's rules refuse is counted at that port, whoever sent it, and a capture sees it there.
+func TestDenialsCountAtWhoDenies(t *testing.T) {
+	eachWay(t, "allow in udp to any port 1000\nallow out udp to any port 53", func(t *testing.T, g *guarded) {
+		capture := dataplane.NewCapture(dataplane.CaptureOptions{Workers: 2})
+		var both [dataplane.MaxReasons]bool
+		both[DropACLIn], both[DropACLOut] = true, true
+		for i, link := range g.links {
+			link.Tap.Store(dataplane.NewTap(capture.Point(dataplane.PointOptions{ID: uint32(i), Drops: both})))
+		}
+		const times = 5 // the first is decided, the others are recalled
+		for range times {
+			g.passes(g.b, g.a, g.udp(false, 53, 1000))
+			g.passes(g.b, g.a, g.udp(false, 53, 1001)) // denied in
+			g.passes(g.a, g.b, g.udp(true, 53, 1000))
+			g.passes(g.a, g.b, g.udp(true, 54, 1001)) // denied out
+		}
+		in, out := g.a.Counters.Drops(DropACLIn), g.a.Counters.Drops(DropACLOut)
+		if in == 0 || out == 0 || len(drops(g.b)) > 0 {
+			t.Errorf("dropped %v at who denies, %v at the other", drops(g.a), drops(g.b))
+		}
+		if came, went := g.a.Counters.RxPackets.Load()+g.b.Counters.RxPackets.Load(), g.a.Counters.TxPackets.Load()+g.b.Counters.TxPackets.Load(); came != went+in+out {
+			t.Errorf("%d came, %d went, %d were dropped", came, went, in+out)
+		}
+		seen := map[dataplane.Reason]uint64{}
+		for r := (dataplane.Record{}); capture.Read(&r); {
+			if !r.Dropped || r.Point != 0 {
+				t.Fatalf("captured %+v", r)
+			}
+			seen[r.Reason]++
+		}
+		if seen[DropACLIn] != in || seen[DropACLOut] != out {
+			t.Errorf("captured %v, dropped %v", seen, drops(g.a))
 		}
 	})
 }

@@ -51,7 +51,7 @@ func (l *lane) replicate(from *dataplane.Link, nw *network, source *port, in **f
 		l.drop(from, in, DropHeadTooShort)
 		return
 	}
-	c := copies{lane: l, from: from, frame: f}
+	c := copies{lane: l, from: from, frame: f, why: DropNoDestination}
 	if source != nil && len(nw.flood) > 0 && nw.flood[0].checksum {
 		c.sum = wire.SumPieces(0, f.Head(), f.Body())
 	}
@@ -59,12 +59,14 @@ func (l *lane) replicate(from *dataplane.Link, nw *network, source *port, in **f
 	if source != nil && nw.uplink != nil {
 		c.uplink(nw)
 	}
-	if c.last.link == nil {
-		why := DropNoDestination
-		if c.denied {
-			why = c.why
-		}
-		l.drop(from, in, why)
+	switch {
+	case c.last.link != nil:
+	case c.refused:
+		*in = nil
+		l.worker.Pool().Put(f) // it is counted where it was refused
+		return
+	default:
+		l.drop(from, in, c.why)
 		return
 	}
 	*in = nil
@@ -79,8 +81,8 @@ type copies struct {
 	sum   uint16
 	last  exit // found last: it waits until it is known whether another one follows
 
-	denied bool // some port's filter has refused the frame
-	why    dataplane.Reason
+	refused bool             // by the rules of some port
+	why     dataplane.Reason // it is dropped, if nobody gets it and nobody has refused it
 }
 
 func (c *copies) ports(nw *network, source *port, known place) {
@@ -95,15 +97,20 @@ func (c *copies) ports(nw *network, source *port, known place) {
 	}
 }
 
-// admitted asks a port's filter.
+// admitted asks a port's filter. A copy that it refuses is counted as one that was dropped there.
 func (c *copies) admitted(p *port) bool {
 	if p.filter == nil {
 		return true
 	}
 	var v verdict
 	why, ok := p.passes(c.lane, acl.In, c.frame, &v)
-	if !ok {
-		c.denied, c.why = true, why
+	switch {
+	case ok:
+	case v.depends&byIn == 0: // it shows too little to be judged, whoever does it
+		c.why = why
+	default:
+		c.refused = true
+		c.lane.worker.Refuse(c.lane.toPort(p, c.frame).link, c.frame, why)
 	}
 	return ok
 }

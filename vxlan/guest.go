@@ -56,6 +56,8 @@ func drop(why dataplane.Reason) verdict { return verdict{to: dropped, why: why} 
 // send puts a frame on the way that was decided. source is nil if it came from the wire.
 func (l *lane) send(from *dataplane.Link, in **frame.Frame, nw *network, source *port, v verdict) {
 	switch f := *in; {
+	case v.depends&(byDenial|byIn) == byDenial|byIn:
+		l.drop(l.toPort(l.now.ports[v.to], f).link, in, v.why)
 	case v.depends&byDenial != 0 || v.to == dropped:
 		if v.why == DropOverMTU && source != nil {
 			l.tooBig(from, source, f, nw.maxFrame)

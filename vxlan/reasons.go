@@ -2,7 +2,7 @@ package vxlan
 
 import "github.com/shuntio/shunt/dataplane"
 
-// Why the switch drops a frame. A frame is counted at the link it came from.
+// Why the switch drops a frame. A frame is counted at the link it came from, but for what the rules of another port refuse: that is counted there.
 var (
 	// DropMalformed is for frames that are no Ethernet frames, or whose group address is their source.
 	DropMalformed = dataplane.NewReason("malformed", "the frame is shorter than its headers, or is from a group address")
@@ -13,9 +13,9 @@ var (
 	// DropSpoofedIP is for ARP, neighbour discovery and IP sources.
 	DropSpoofedIP = dataplane.NewReason("spoofed-ip", "the frame claims an IP address that is not its port's")
 	// DropACLOut is for what a port's rules do not let out, DropACLIn for what they do not let in.
-	DropACLOut = dataplane.NewReason("acl-denied-out", "the rules of the port that sent the frame do not allow it")
+	DropACLOut = dataplane.NewReason("acl-denied-out", "the port's rules do not let its guest send the frame")
 	// DropACLIn is explained at DropACLOut.
-	DropACLIn = dataplane.NewReason("acl-denied-in", "the rules of the port that the frame is for do not allow it")
+	DropACLIn = dataplane.NewReason("acl-denied-in", "the port's rules do not let the frame in to its guest")
 	// DropOverMTU is for frames longer than their network allows, or the way to their VTEP.
 	DropOverMTU = dataplane.NewReason("over-mtu", "the frame is longer than the MTU of its network or of the way to its VTEP")
 	// DropTagged is for networks that refuse VLAN tags.

@@ -105,7 +105,7 @@ func (e *estate) podRules(t *testing.T, ctx context.Context) {
 	}
 	e.tcp(t, ctx, e.far, e.pod, over4.peer4, peer.IperfOptions{Rate: 10e6, Reverse: true})
 	n := since()
-	in, out := n["uplink up4 acl-denied-in"], n["port pod acl-denied-out"] // counted where they came from
+	in, out := n["port pod acl-denied-in"], n["port pod acl-denied-out"]
 	if in == 0 || out == 0 {
 		t.Errorf("%d packets to the pod and %d of it were denied", in, out)
 	}

@@ -59,13 +59,13 @@ func (e *estate) aclAnswers(t *testing.T, ctx context.Context) {
 		t.Errorf("UDP answers: %+v, %v", r, err)
 	}
 	answered := since()
-	if answered["uplink up4 acl-denied-in"]+answered["port a acl-denied-out"] != 0 {
-		t.Errorf("of what the guest asked for, %d answers were denied", answered["uplink up4 acl-denied-in"])
+	if answered["port a acl-denied-in"]+answered["port a acl-denied-out"] != 0 {
+		t.Errorf("of what the guest asked for, %d answers were denied", answered["port a acl-denied-in"])
 	}
 	if e.pinged(t, ctx, e.far, over4.guest4) || e.pinged(t, ctx, e.far, over4.guest6) {
 		t.Error("the peer can ping the guest")
 	}
-	after, denied := e.hits(t), since()["uplink up4 acl-denied-in"]
+	after, denied := e.hits(t), since()["port a acl-denied-in"]
 	if denied < 2 || after[2]-before[2] != denied || after[0]-before[0] < 1000 {
 		t.Errorf("rule and default decided about %v packets, then %v; %d were denied", before, after, denied)
 	}
@@ -182,7 +182,7 @@ func (e *estate) aclChange(t *testing.T, ctx context.Context) {
 			since := e.since(t)
 			time.Sleep(100 * time.Millisecond)
 			n := since()
-			passed, denied := n["port a tx"], n["uplink up4 acl-denied-in"]
+			passed, denied := n["port a tx"], n["port a acl-denied-in"]
 			if runs && passed > 10 && denied == 0 || !runs && denied > 10 && passed < 5 {
 				return time.Since(begin)
 			}
