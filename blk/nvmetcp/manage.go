@@ -1,0 +1,425 @@
+package nvmetcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+	"golang.org/x/sys/unix"
+)
+
+// The life of a store, on one goroutine:
+//
+//	associate ─▶ connect lanes ─▶ Up ─▶ keep-alive, events, aborts ─▶ something breaks
+//	    ▲                                                                   │
+//	    │                                      every lane: Down, its operations end, requests come back Lost
+//	    │                                                                   │
+//	    │                     ┌─ the admin queue answers: CC.EN = 0, CSTS.RDY = 0 ──────────────────────┐
+//	    └── back off ◀── fence┤                                                                         │ nothing of ours is executed
+//	                          └─ it does not: until the keep-alive timeout has run out at the other end ┘
+//
+// The old admin connection stays open until there is a new association. If the old controller still answers on it then, the
+// target was not restarted in between, and has kept what it said was done.
+func (s *Store) manage(a *association) {
+	defer close(s.ended)
+	defer func() { s.take(nil) }()
+	var delay time.Duration
+	for kept := true; ; {
+		born := time.Now()
+		why := s.serve(a, kept)
+		if time.Since(born) > longThrough {
+			delay = 0
+		}
+		if s.isClosed() {
+			s.down(ErrClosed)
+			a.leave()
+			return
+		}
+		s.take(nil)
+		s.set(func(st *blk.State) { st.Up, st.Why = false, why })
+		s.down(why)
+		alive, err := s.fence(a)
+		var next *association
+		if err == nil {
+			next, err = s.reconnect(&delay)
+		}
+		if err != nil {
+			a.close()
+			return
+		}
+		kept = !next.controller.VolatileCache || alive && a.answers()
+		a.close()
+		s.set(func(st *blk.State) { st.Reconnects++ })
+		s.take(next)
+		a = next
+	}
+}
+
+func (s *Store) isClosed() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve keeps an association up until it breaks, and says why it did.
+func (s *Store) serve(a *association, kept bool) error {
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer a.fail(ErrClosed)
+	a.aborts = make(chan abort, 64)
+	a.ana = make(chan struct{}, 1)
+	if a.controller.ANA {
+		if err := s.access(a); err != nil {
+			a.fail(err)
+		} else {
+			tasks.Go(func() { s.watchAccess(a) })
+		}
+	}
+	tasks.Go(func() { a.keepAlive() })
+	tasks.Go(func() { s.events(a) })
+	tasks.Go(func() { a.abortLate() })
+	for {
+		if a.ctx.Err() == nil {
+			s.connect(a, kept)
+		}
+		select {
+		case <-a.ctx.Done():
+			return context.Cause(a.ctx)
+		case <-a.admin.gone:
+			a.fail(a.admin.err)
+		case <-s.wake:
+		case <-s.closing:
+			return ErrClosed
+		}
+	}
+}
+
+// connect gives every lane that has none its IO queue.
+func (s *Store) connect(a *association, kept bool) {
+	up := true
+	for _, l := range s.open() {
+		if l.using == a {
+			continue
+		}
+		if int(l.qid) > a.queues {
+			up = false
+			s.set(func(st *blk.State) {
+				st.Why = fmt.Errorf("the controller grants only %d IO queues now", a.queues)
+			})
+			continue
+		}
+		if err := s.attach(a, l, kept); err != nil {
+			a.fail(err)
+			return
+		}
+	}
+	if access := a.access.Load(); up && (access == nil || access.accessible()) {
+		s.set(func(st *blk.State) { st.Up, st.Why = true, nil })
+	}
+}
+
+func (s *Store) attach(a *association, l *lane, kept bool) error {
+	c, err := a.queue(a.ctx, l.qid)
+	if err != nil {
+		return err
+	}
+	t := c.terms
+	fd, err := c.detach()
+	if err != nil {
+		c.Close()
+		return err
+	}
+	s.mu.Lock()
+	limits := a.limits(t)
+	s.mu.Unlock()
+	l.using, l.quiet = a, make(chan struct{})
+	err = errors.New("a fault in the worker's memory")
+	l.host.Worker.Do(func() {
+		access := a.access.Load()
+		err = l.attach(a, fd, limits, kept, access == nil || access.accessible())
+	})
+	if err != nil {
+		l.using = nil
+		unix.Close(fd)
+		if errors.Is(err, ErrClosed) {
+			return nil
+		}
+	}
+	return err
+}
+
+// down takes every lane out of service, and returns when the kernel has nothing of theirs any more.
+func (s *Store) down(why error) {
+	lanes := s.open()
+	for _, l := range lanes {
+		if l.using != nil {
+			l.host.Worker.Do(func() { l.fail(fmt.Errorf("the association with %s ended: %w", s.o.Address, why)) })
+		}
+	}
+	for _, l := range lanes {
+		if l.using == nil {
+			continue
+		}
+		select {
+		case <-l.quiet:
+			l.bury()
+		case <-s.closing: // who closes the store has closed its lanes
+		}
+		l.using = nil
+	}
+}
+
+// fence returns when nothing that the association's queues carried can be executed any more; alive: since the controller said so. An error means that the store
+// was closed.
+func (s *Store) fence(a *association) (alive bool, err error) {
+	silent := time.Now() // no lane sends any more
+	ctx, cancel := context.WithTimeout(context.Background(), s.o.ConnectTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := a.reset(ctx); err == nil {
+		return true, nil
+	}
+	if last := a.admin.lastSent(); last.After(silent) {
+		silent = last
+	}
+	return false, pause(context.Background(), time.Until(silent.Add(a.grace())), s.closing)
+}
+
+// grace is after how long without a word from us the controller has ended the association, and what it carried.
+func (a *association) grace() time.Duration {
+	kato := a.kato
+	if unit := a.controller.KAS; unit > 0 {
+		kato = (kato + unit - 1) / unit * unit
+	}
+	if a.controller.Traffic {
+		kato *= 2 // a timer that finds there was traffic begins anew
+	}
+	return kato + a.controller.CQT + 100*time.Millisecond
+}
+
+// An association that has lived for longThrough lets the next attempt be made at once. After a shorter one the pauses between attempts go on growing: something
+// is wrong that shows only once there is an association.
+const longThrough = 5 * time.Second
+
+// reconnect makes attempts until one succeeds, the first after delay. An error means that the store was closed.
+func (s *Store) reconnect(delay *time.Duration) (*association, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for began := time.Now(); ; {
+		var timer <-chan time.Time
+		if limit := s.o.CtrlLossTimeout; limit > 0 && time.Since(began) > limit {
+			s.set(func(st *blk.State) { st.Why = fmt.Errorf("given up after %v: %w", limit, st.Why) })
+		} else {
+			timer = time.After(*delay)
+		}
+		select {
+		case <-timer:
+		case <-s.again:
+			began, *delay = time.Now(), 0
+		case <-s.closing:
+			return nil, ErrClosed
+		}
+		*delay = min(max(2**delay, 50*time.Millisecond), s.o.ReconnectDelay)
+		a, err := s.associate(ctx)
+		if err == nil {
+			return a, nil
+		}
+		if s.isClosed() {
+			return nil, ErrClosed
+		}
+		s.set(func(st *blk.State) { st.Why = err })
+	}
+}
+
+// answers tells whether the old controller is still there, as it was.
+func (a *association) answers() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, err := a.admin.property(ctx, propertyCSTS, false)
+	return err == nil
+}
+
+// leave ends an association that nobody uses, and tells the controller.
+func (a *association) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	a.shutdown(ctx)
+	a.close()
+}
+
+// keepAlive gives a sign of life twice in a keep-alive timeout, and wants one.
+func (a *association) keepAlive() {
+	for pause(a.ctx, a.kato/2, nil) == nil {
+		ctx, cancel := context.WithTimeoutCause(a.ctx, a.kato, fmt.Errorf("no answer to a keep-alive within %v", a.kato))
+		e := make(sqe, sqeLength)
+		e.begin(opKeepAlive, 0)
+		r, err := a.admin.do(ctx, e, nil)
+		cancel()
+		if err == nil && r.status.code() == scInvalidOpcode {
+			return
+		}
+		if err == nil && !r.status.ok() {
+			err = &commandError{r.status}
+		}
+		if err != nil {
+			a.fail(fmt.Errorf("keep-alive: %w", err))
+			return
+		}
+	}
+}
+
+// abort names a command that is late.
+type abort struct{ qid, cid uint16 }
+
+// abortLate asks the controller to end commands that lanes found late. What comes of it, the lane sees.
+func (a *association) abortLate() {
+	for {
+		select {
+		case late := <-a.aborts:
+			e := make(sqe, sqeLength)
+			e.begin(opAbort, 0)
+			e.setCDW(10, uint32(late.qid)|uint32(late.cid)<<16)
+			ctx, cancel := context.WithTimeout(a.ctx, a.kato)
+			a.admin.do(ctx, e, nil)
+			cancel()
+		case <-a.ctx.Done():
+			return
+		}
+	}
+}
+
+// events asks for asynchronous events, one at a time, and acts on them.
+func (s *Store) events(a *association) {
+	for {
+		e := make(sqe, sqeLength)
+		e.begin(opAsyncEvent, 0)
+		r, err := a.admin.do(a.ctx, e, nil)
+		if err != nil || !r.status.ok() {
+			return // the connection's end is noticed elsewhere; a controller without events has none
+		}
+		if err := s.event(a, r.result); err != nil {
+			a.fail(err)
+			return
+		}
+		if pause(a.ctx, eventPause, nil) != nil {
+			return
+		}
+	}
+}
+
+// eventPause bounds what a controller that raises events all the time can make us do.
+const eventPause = 10 * time.Millisecond
+
+// event: type in the lowest three bits, information in the second byte, the log page to be read, so that the event may come again, in the third.
+func (s *Store) event(a *association, result uint64) error {
+	ctx, cancel := context.WithTimeoutCause(a.ctx, s.o.ConnectTimeout, errors.New("no answer"))
+	defer cancel()
+	const notice = 2
+	if page := byte(result >> 16); page == logANA {
+		poke(a.ana)
+	} else if page != 0 {
+		n := 512
+		if page == logChanged {
+			n = pageLength
+		}
+		if _, err := a.admin.logPage(ctx, "of an event", uint32(page), 0xffffffff, 0, n); err != nil && !refusedOnly(err) {
+			return err
+		}
+	}
+	if result&7 == notice && byte(result>>8) == 0 { // namespace attribute changed
+		return s.relearn(a.ctx, a)
+	}
+	return nil
+}
+
+// access reads how the controller reaches the namespace.
+func (s *Store) access(a *association) error {
+	ctx, cancel := context.WithTimeoutCause(a.ctx, s.o.ConnectTimeout, errors.New("no answer"))
+	defer cancel()
+	n := 16 + 32*int(min(max(a.controller.ANAGroups, 1), 2048))
+	const groupsOnly = 1 << 8
+	b, err := a.admin.logPage(ctx, "of asymmetric access", logANA|groupsOnly, 0, 0, n)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	group := a.namespace.ANAGroup
+	s.mu.Unlock()
+	state, ok := parseANA(b, a.o.NSID, group)
+	if !ok {
+		return fmt.Errorf("the controller's ANA log does not have group %d, which namespace %d is in", group, a.o.NSID)
+	}
+	a.access.Store(&state)
+	return nil
+}
+
+// accessPause is between two looks at a namespace that cannot be reached: a controller need not tell that it can be again.
+const accessPause = time.Second
+
+// watchAccess takes lanes out of service while the namespace cannot be reached through this controller, and back.
+func (s *Store) watchAccess(a *association) {
+	for before := *a.access.Load(); ; {
+		var timer <-chan time.Time
+		if !before.accessible() {
+			timer = time.After(accessPause)
+		}
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-a.ana:
+		case <-timer:
+		}
+		if err := s.access(a); err != nil {
+			a.fail(err)
+			return
+		}
+		now := *a.access.Load()
+		if now.accessible() != before.accessible() {
+			s.hold(a, now)
+		}
+		before = now
+	}
+}
+
+// hold tells the lanes what they can reach.
+func (s *Store) hold(a *association, now anaState) {
+	why := fmt.Errorf("%s does not reach namespace %d now (ANA state %v)", s.o.Address, s.o.NSID, now)
+	for _, l := range s.open() {
+		l.host.Worker.Do(func() {
+			if l.association != a {
+				return
+			}
+			if now.accessible() {
+				l.resume(!a.controller.VolatileCache)
+			} else {
+				l.hold(why)
+			}
+		})
+	}
+	s.set(func(st *blk.State) {
+		if st.Up = now.accessible(); st.Up {
+			st.Why = nil
+		} else {
+			st.Why = why
+		}
+	})
+}
