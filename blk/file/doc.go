@@ -1,0 +1,17 @@
+// Package file is a blk.Store on a regular file or a block device.
+//
+//	Lane.Submit ─┬─ buffers fit O_DIRECT, or the page cache is used ─▶ readv, writev on the guest's memory itself ─▶ Done
+//	             ├─ they do not fit ─▶ a chunk of bounce memory ─▶ read, write ─▶ the next chunk ─▶ Done
+//	             ├─ flush ─▶ fdatasync
+//	             └─ discard, write zeroes ─▶ fallocate ─▶ where that is refused: the next best
+//
+// A request is one operation of the worker's io_uring, or a few in a row: the kernel may do a part of it, bounce memory holds a part of it, a file
+// system may refuse to punch holes. Each completion either begins the next operation or ends the request (lane.go).
+//
+// With O_DIRECT the kernel wants buffers, lengths and offsets aligned, and says how (statx, STATX_DIOALIGN). The guest's block size becomes what offsets need;
+// what its buffers lack, bounce memory gives.
+//
+// The file is locked (flock) for as long as its open file description lives, and that is what the IO uses: so not only until this process
+// closes it, but until the last operation that the kernel has begun for it has ended, even if the process was killed. The next daemon waits for the lock, and
+// by then no earlier write can overtake its own.
+package file

@@ -1,0 +1,314 @@
+package file
+
+import (
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane/uring"
+	"golang.org/x/sys/unix"
+)
+
+// The way of a request through a lane:
+//
+//	Submit ─▶ slot ─▶ step: one operation ─▶ Completed ─▶ judge ─┬─ more to do ─▶ step
+//	                   └─ no room ─▶ stalled ─▶ Flush, or a timer ─┘               (or stalled)
+//	                                                              └─ end ─▶ Handler.Done ─▶ Events.Room
+
+// lane is one worker's way to the file.
+type lane struct {
+	store  *Store
+	host   blk.Host
+	ring   *uring.Ring
+	events blk.Events
+	file   uring.File
+
+	slots   []slot
+	free    []int
+	stalled []int // slots whose next operation found no room in the ring
+	bounce  bounce
+
+	owes  bool // a request was handed back, and Room is due
+	timer uring.Timer
+}
+
+// slot is what the lane keeps of a request.
+type slot struct {
+	op        uring.Op // its Tag is the slot's number
+	r         *blk.Request
+	vector    *uring.Vector
+	chunk     []byte // of bounce memory; nil: the request's own buffers are used
+	done      uint64 // bytes of the request that are
+	length    uint64 // bytes that the operation under way is for
+	stage     stage
+	retries   uint8
+	broken    bool // the guest took its memory away
+	withdrawn bool
+}
+
+// stage is which way a request is being done.
+type stage uint8
+
+const (
+	transferring  stage = iota // reading, writing
+	flushing                   // fdatasync
+	punching                   // giving blocks back, which then read as zeroes
+	discarding                 // the same for a device, which may as well not zero them
+	ranging                    // making a range zero without giving it back
+	writingZeroes              // from memory
+	syncing                    // the fdatasync behind a fallocate with FUA
+)
+
+// pause is how long the lane waits for room in a ring that others have filled.
+const pause = time.Millisecond
+
+// maxRetries bounds how often an operation that ended for no reason of its own (EINTR, EAGAIN) begins again.
+const maxRetries = 16
+
+func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
+	l := &lane{store: s, host: h, ring: h.Ring, events: e, slots: make([]slot, s.options.Depth),
+		free: make([]int, s.options.Depth), stalled: make([]int, 0, s.options.Depth)}
+	l.timer.Handler = l
+	for i := range l.slots {
+		l.slots[i].op = uring.Op{Handler: l, Tag: i}
+		l.free[i] = len(l.free) - 1 - i
+	}
+	if s.shape.direct {
+		if err := l.bounce.open(); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	h.Worker.Do(func() {
+		if l.file, err = l.ring.Register(s.fd); err == nil {
+			e.Up(true) // the kernel keeps what it was given, whoever was killed
+		}
+	})
+	if err != nil {
+		l.bounce.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Submit implements blk.Lane.
+func (l *lane) Submit(r *blk.Request) bool {
+	if len(l.free) == 0 {
+		return l.refuse()
+	}
+	index := l.free[len(l.free)-1]
+	s := &l.slots[index]
+	*s = slot{op: s.op, r: r, stage: l.first(r)}
+	if !l.prepare(s) || !l.step(s) {
+		l.release(s)
+		return l.refuse()
+	}
+	r.Slot = index
+	l.free = l.free[:len(l.free)-1]
+	return true
+}
+
+// refuse hands a request back. A completion will make room; a timer looks for it where none is under way.
+func (l *lane) refuse() bool {
+	l.owes = true
+	if !l.timer.Running() {
+		l.ring.Start(&l.timer, pause)
+	}
+	return false
+}
+
+// first is how a request begins.
+func (l *lane) first(r *blk.Request) stage {
+	switch {
+	case r.Op == blk.OpFlush:
+		return flushing
+	case r.Op == blk.OpDiscard && l.store.shape.device:
+		return discarding
+	case r.Op == blk.OpDiscard, r.Op == blk.OpWriteZeroes && r.Unmap && !l.store.noPunch.Load():
+		return punching
+	case r.Op == blk.OpWriteZeroes && !l.store.noRange.Load():
+		return ranging
+	case r.Op == blk.OpWriteZeroes:
+		return writingZeroes
+	}
+	return transferring
+}
+
+// step begins a request's next operation; false: there is no room for it in the ring.
+func (l *lane) step(s *slot) bool {
+	switch s.stage {
+	case transferring:
+		return l.transfer(s)
+	case writingZeroes:
+		return l.writeZeroes(s)
+	case flushing, syncing:
+		return l.ring.Fsync(&s.op, l.file, true)
+	}
+	return l.fallocate(s)
+}
+
+// again begins the next operation now, or when there is room.
+func (l *lane) again(s *slot) {
+	if l.step(s) {
+		return
+	}
+	l.stalled = append(l.stalled, s.op.Tag)
+	if !l.timer.Running() {
+		l.ring.Start(&l.timer, pause)
+	}
+}
+
+// resume begins what found no room.
+func (l *lane) resume() {
+	n := 0
+	for n < len(l.stalled) && l.step(&l.slots[l.stalled[n]]) {
+		n++
+	}
+	l.stalled = l.stalled[:copy(l.stalled, l.stalled[n:])]
+}
+
+// Completed implements uring.Handler.
+func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
+	s := &l.slots[op.Tag]
+	if outcome, ended := l.judge(s, res); ended {
+		l.end(s, outcome)
+	} else {
+		l.again(s)
+	}
+	l.room()
+}
+
+// room tells that there is some, if somebody waits for it.
+func (l *lane) room() {
+	if l.owes && len(l.free) > 0 {
+		l.owes = false
+		l.events.Room()
+	}
+}
+
+// Expired implements uring.TimerHandler: others may have made room in the ring.
+func (l *lane) Expired(*uring.Timer) {
+	l.resume()
+	l.room()
+	if len(l.stalled) > 0 {
+		l.ring.Start(&l.timer, pause)
+	}
+}
+
+// judge takes the result of an operation: what becomes of the request, or that it goes on.
+func (l *lane) judge(s *slot, res int32) (o blk.Outcome, ended bool) {
+	switch {
+	case s.broken:
+		return blk.Failed, true
+	case res < 0:
+		if o, ended = l.failed(s, unix.Errno(-res)); ended {
+			return o, true
+		}
+	case s.stage == flushing || s.stage == syncing:
+		return blk.OK, true
+	default:
+		if ok := l.progress(s, uint64(res)); !ok {
+			return blk.Failed, true
+		}
+		if s.done == s.r.Length {
+			if !s.r.FUA || s.stage == transferring || s.stage == writingZeroes {
+				return blk.OK, true
+			}
+			s.stage = syncing
+		}
+	}
+	if s.withdrawn {
+		return blk.Withdrawn, true
+	}
+	return blk.OK, false
+}
+
+// progress counts what an operation has done; false: nothing, or into memory that is gone.
+func (l *lane) progress(s *slot, n uint64) bool {
+	if s.stage != transferring && s.stage != writingZeroes {
+		n = s.length // fallocate does all or nothing
+	}
+	if s.done+n < s.r.Length {
+		n &^= l.store.shape.offsetMask // what is left begins at a block again
+	}
+	if n == 0 && s.done < s.r.Length {
+		return false // the file has become shorter
+	}
+	if s.chunk != nil && s.r.Op == blk.OpRead && !scatter(s.r.Buffers, s.done, s.chunk[:n]) {
+		return false
+	}
+	s.done += n
+	s.retries = 0
+	return true
+}
+
+// failed takes an error: what becomes of the request, or that it is tried again, perhaps in another way.
+func (l *lane) failed(s *slot, errno unix.Errno) (o blk.Outcome, ended bool) {
+	switch errno {
+	case unix.ECANCELED:
+		if s.withdrawn {
+			return blk.Withdrawn, true
+		}
+		return blk.Lost, true // the ring is being closed
+	case unix.EINTR, unix.EAGAIN:
+		s.retries++
+		return blk.Failed, s.retries > maxRetries && !s.withdrawn
+	case unix.EOPNOTSUPP, unix.ENOSYS:
+		return blk.Unsupported, !l.fallBack(s)
+	}
+	return blk.Failed, true
+}
+
+// end gives the slot back and tells who submitted the request, who may submit the next one at once.
+func (l *lane) end(s *slot, o blk.Outcome) {
+	r := s.r
+	l.release(s)
+	s.r = nil
+	l.free = append(l.free, s.op.Tag)
+	r.Handler.Done(r, o)
+}
+
+// release gives back what a request had.
+func (l *lane) release(s *slot) {
+	if s.vector != nil {
+		l.ring.Free(s.vector)
+		s.vector = nil
+	}
+	if s.chunk != nil {
+		l.bounce.put(s.chunk)
+		s.chunk = nil
+	}
+}
+
+// Withdraw implements blk.Lane: what waits comes back now, what is under way is cancelled. What a device has begun comes back when it has done it.
+func (l *lane) Withdraw(r *blk.Request) {
+	if r.Slot < 0 || r.Slot >= len(l.slots) || l.slots[r.Slot].r != r {
+		return
+	}
+	s := &l.slots[r.Slot]
+	s.withdrawn = true
+	if l.ring.Cancel(&s.op) {
+		return
+	}
+	for i, index := range l.stalled {
+		if index == r.Slot {
+			l.stalled = append(l.stalled[:i], l.stalled[i+1:]...)
+			l.end(s, blk.Withdrawn)
+			return
+		}
+	}
+}
+
+// Flush implements blk.Lane. The ring, which its worker flushes, sends what was pushed.
+func (l *lane) Flush() {
+	if len(l.stalled) > 0 {
+		l.resume()
+	}
+}
+
+// Close implements blk.Lane.
+func (l *lane) Close() {
+	l.ring.Stop(&l.timer)
+	_ = l.ring.Unregister(l.file)
+	l.bounce.close()
+	l.store.gone()
+}

@@ -1,0 +1,156 @@
+package file
+
+import (
+	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane/guestmem"
+	"github.com/shuntio/shunt/dataplane/shm"
+	"github.com/shuntio/shunt/dataplane/uring"
+	"golang.org/x/sys/unix"
+)
+
+// prepare takes what a request that reads or writes needs until its end; false: there is none left.
+func (l *lane) prepare(s *slot) bool {
+	if s.stage != transferring {
+		return true
+	}
+	n := min(len(s.r.Buffers), uring.MaxVector)
+	if !l.store.shape.fits(s.r.Buffers) {
+		if s.chunk = l.bounce.get(); s.chunk == nil {
+			return false
+		}
+		n = 1
+	}
+	s.vector = l.ring.Vector(n)
+	return s.vector != nil
+}
+
+// fits tells whether buffers can be read and written as they are.
+func (s *shape) fits(buffers [][]byte) bool {
+	if !s.direct {
+		return true
+	}
+	bits := uint64(0)
+	for _, b := range buffers {
+		bits |= uint64(shm.Address(b))&s.memoryMask | uint64(len(b))&s.offsetMask
+	}
+	return bits == 0
+}
+
+// transfer reads or writes what is left of a request, or as much as fits.
+func (l *lane) transfer(s *slot) bool {
+	r, v := s.r, s.vector
+	v.Reset()
+	if s.chunk == nil {
+		fill(v, r.Buffers, s.done)
+	} else {
+		part := s.chunk[:min(uint64(len(s.chunk)), r.Length-s.done)]
+		if r.Op == blk.OpWrite && !gather(part, r.Buffers, s.done) {
+			s.broken = true
+			return l.ring.Nop(&s.op) // Done is not to be called within Submit
+		}
+		v.Add(part)
+	}
+	offset := int64(r.Offset + s.done)
+	if r.Op == blk.OpRead {
+		return l.ring.Readv(&s.op, l.file, v, offset)
+	}
+	return l.ring.Writev(&s.op, l.file, v, offset, stable(r))
+}
+
+// stable is the flag of a write that must be on stable storage when it is done.
+func stable(r *blk.Request) int32 {
+	if r.FUA {
+		return unix.RWF_DSYNC
+	}
+	return 0
+}
+
+// fill puts buffers into a vector, without their first bytes.
+func fill(v *uring.Vector, buffers [][]byte, skip uint64) {
+	for _, b := range buffers {
+		if skip >= uint64(len(b)) {
+			skip -= uint64(len(b))
+			continue
+		}
+		if !v.Add(b[skip:]) {
+			return // the rest is another operation
+		}
+		skip = 0
+	}
+}
+
+// gather copies from buffers, without their first bytes; false: the guest has taken its memory away.
+func gather(into []byte, buffers [][]byte, skip uint64) bool {
+	for _, b := range buffers {
+		if skip >= uint64(len(b)) {
+			skip -= uint64(len(b))
+			continue
+		}
+		n := min(len(into), len(b)-int(skip))
+		if n == 0 {
+			break
+		}
+		if !guestmem.Copy(into[:n], b[skip:]) {
+			return false
+		}
+		into, skip = into[n:], 0
+	}
+	return true
+}
+
+// scatter copies into buffers behind their first bytes.
+func scatter(buffers [][]byte, skip uint64, from []byte) bool {
+	for _, b := range buffers {
+		if skip >= uint64(len(b)) {
+			skip -= uint64(len(b))
+			continue
+		}
+		n := min(len(from), len(b)-int(skip))
+		if n == 0 {
+			break
+		}
+		if !guestmem.Copy(b[skip:], from[:n]) {
+			return false
+		}
+		from, skip = from[n:], 0
+	}
+	return true
+}
+
+// Bounce memory of a lane: 8 chunks of 128 KiB. It serves what no usual driver asks for, buffers that are not aligned to sectors.
+const (
+	bounceChunks = 8
+	bounceChunk  = 128 << 10
+)
+
+type bounce struct {
+	memory *uring.Memory
+	free   [][]byte
+}
+
+func (b *bounce) open() (err error) {
+	if b.memory, err = uring.NewMemory(bounceChunks * bounceChunk); err != nil {
+		return err
+	}
+	for i := range bounceChunks {
+		b.put(b.memory.Bytes()[i*bounceChunk:][:bounceChunk:bounceChunk])
+	}
+	return nil
+}
+
+func (b *bounce) get() []byte {
+	if len(b.free) == 0 {
+		return nil
+	}
+	c := b.free[len(b.free)-1]
+	b.free = b.free[:len(b.free)-1]
+	return c
+}
+
+func (b *bounce) put(c []byte) { b.free = append(b.free, c) }
+
+func (b *bounce) close() {
+	if b.memory != nil {
+		_ = b.memory.Free()
+	}
+}

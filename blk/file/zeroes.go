@@ -1,0 +1,76 @@
+package file
+
+import (
+	"github.com/shuntio/shunt/blk"
+	"golang.org/x/sys/unix"
+)
+
+// Giving blocks back, and making them zero, in the order in which ways are tried:
+//
+//	discard       a file:   punch a hole                          ─▶ unsupported
+//	              a device: discard, which need not zero          ─▶ punch (zero without writing) ─▶ unsupported
+//	write zeroes  unmap:    punch a hole                          ─▶ zero the range ─▶ write
+//	              else:     zero the range, which stays allocated ─▶ write
+//
+// For a device the kernel makes the same calls its own (blkdev_fallocate).
+
+const (
+	// fallocatePart bounds one operation: it cannot be cancelled once a thread of io-wq is at it.
+	fallocatePart = 1 << 30
+
+	// zeroChunk is how much memory is zero, zeroVector how many times it is written at once: 4 MiB.
+	zeroChunk  = 256 << 10
+	zeroVector = 16
+)
+
+// fallocate gives blocks back or makes them zero.
+func (l *lane) fallocate(s *slot) bool {
+	mode := uint32(unix.FALLOC_FL_KEEP_SIZE)
+	switch s.stage {
+	case punching:
+		mode |= unix.FALLOC_FL_PUNCH_HOLE
+	case discarding:
+		mode |= unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_NO_HIDE_STALE
+	case ranging:
+		mode |= unix.FALLOC_FL_ZERO_RANGE
+	}
+	s.length = min(s.r.Length-s.done, fallocatePart)
+	return l.ring.Fallocate(&s.op, l.file, mode, int64(s.r.Offset+s.done), int64(s.length))
+}
+
+// fallBack takes the next way, and remembers that this one does not exist; false: there is none.
+func (l *lane) fallBack(s *slot) bool {
+	switch {
+	case s.stage == discarding:
+		s.stage = punching
+	case s.stage == punching && s.r.Op == blk.OpWriteZeroes:
+		l.store.noPunch.Store(true)
+		s.stage = ranging
+		if l.store.noRange.Load() {
+			s.stage = writingZeroes
+		}
+	case s.stage == ranging:
+		l.store.noRange.Store(true)
+		s.stage = writingZeroes
+	default:
+		return false
+	}
+	return true
+}
+
+// writeZeroes writes them.
+func (l *lane) writeZeroes(s *slot) bool {
+	if s.vector == nil {
+		if s.vector = l.ring.Vector(zeroVector); s.vector == nil {
+			return false
+		}
+	}
+	s.vector.Reset()
+	zeroes := l.store.zeroes.Bytes()
+	for left := s.r.Length - s.done; left > 0 && s.vector.Len() < zeroVector*zeroChunk; {
+		n := min(left, uint64(len(zeroes)))
+		s.vector.Add(zeroes[:n])
+		left -= n
+	}
+	return l.ring.Writev(&s.op, l.file, s.vector, int64(s.r.Offset+s.done), stable(s.r))
+}
