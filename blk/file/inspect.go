@@ -61,8 +61,9 @@ func (s *shape) inspectFile(fd int, st *unix.Stat_t, o *Options) {
 	s.info.PhysicalBlock = block(uint32(st.Blksize), sector)
 	s.info.DiscardGranularity = s.info.PhysicalBlock
 	if !o.ReadOnly {
-		behind := (st.Size + st.Blksize - 1) / st.Blksize * st.Blksize
-		s.info.Discard = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, behind, st.Blksize) == nil
+		size := int64(st.Blksize)
+		behind := (st.Size + size - 1) / size * size
+		s.info.Discard = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, behind, size) == nil
 	}
 }
 
