@@ -138,6 +138,13 @@ func (d *Device) SetMTU(mtu uint16) error {
 	return nil
 }
 
+// SetNetworkMTU changes Options.MTU, also while a front-end is connected. What that has told its guest stays: see State.MTU.
+func (d *Device) SetNetworkMTU(mtu uint16) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mtu = mtu
+}
+
 // StartVring implements vhostuser.Device.
 func (d *Device) StartVring(c vhostuser.VringConfig) error {
 	d.mu.Lock()

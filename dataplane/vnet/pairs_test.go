@@ -501,6 +501,11 @@ func TestMTU(t *testing.T) {
 	if err := d.SetMTU(1450); err != nil || d.State().MTU != 1450 {
 		t.Errorf("%v, %+v", err, d.State())
 	}
+	d.SetNetworkMTU(1400)
+	if err := d.SetMTU(1401); err == nil || d.State().MTU != 1450 {
+		t.Errorf("the network's MTU is 1400 now and 1401 is accepted")
+	}
+	d.SetNetworkMTU(1450)
 	if err := d.SetMTU(1451); err == nil || d.State().MTU != 1450 {
 		t.Errorf("a guest was told more than the network carries: %+v", d.State())
 	}

@@ -88,7 +88,7 @@ type Options struct {
 	Failed func(error)
 	// Coalesce merges the TCP segments of a vector for a guest that takes packets longer than its MTU.
 	Coalesce bool
-	// MTU is the network's; a front-end that tells its guest a larger one is refused. Zero: any is believed.
+	// MTU is the network's; a front-end that tells its guest a larger one is refused. Zero: any is believed. See SetNetworkMTU.
 	MTU uint16
 	// StateFile is where the places of packed rings are kept across the end of the process, on a file system in memory, such as
 	// /run. It is made if it is not there, and stays. Empty: a packed ring whose back-end was killed goes on where the front-end says,

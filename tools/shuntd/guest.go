@@ -120,6 +120,20 @@ func (g *guest) permit(was, will config.Port) error {
 	return b.Permit(fs.FileMode(will.Mode), owner, group)
 }
 
+// tellMTU has a port's front-end held to the MTU of its network, which may be another one than before. What it has told the guest stays.
+func (e *engine) tellMTU(p *port) {
+	g, is := p.device.(*guest)
+	mtu, err := e.fabric.MTU(p.config.Network)
+	if !is || err != nil {
+		return
+	}
+	g.net.SetNetworkMTU(uint16(mtu))
+	if told := int(g.net.State().MTU); told > mtu {
+		e.log.Warn("the guest was told a larger MTU than its network has now; longer packets are dropped until its front-end tells it another (host_mtu)",
+			"port", p.config.Name, "told", told, "mtu", mtu)
+	}
+}
+
 // move implements device.
 func (g *guest) move(_ *port, i int, to *worker) {
 	g.net.Move(i, to.Worker) // and its link

@@ -58,6 +58,11 @@ func (e *engine) UpdateNetwork(_ context.Context, c config.Network) error {
 		}
 	}
 	e.networks[c.Name] = n
+	for _, p := range e.ports {
+		if p.config.Network == c.Name {
+			e.tellMTU(p)
+		}
+	}
 	if moves {
 		e.left("network", c.Name, e.unsteer(old))
 	}

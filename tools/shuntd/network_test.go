@@ -51,3 +51,46 @@ func TestNetworkIsUndone(t *testing.T) {
 		t.Errorf("the engine has what was refused: %v", e.networks)
 	}
 }
+
+// A network's MTU is what front-ends of its ports may tell their guests: as it is now, and of the network that the port is in now.
+func TestPortsFollowTheirNetworksMTU(t *testing.T) {
+	defer func(was []string) { statePaths = was }(statePaths)
+	statePaths = nil
+	e := newTestEngine(t, 1)
+	blue, red := config.Network{Name: "blue", MTU: 1400, LearnLimit: 8}, config.Network{Name: "red", MTU: 1200, LearnLimit: 8}
+	for _, n := range []config.Network{blue, red} {
+		if err := e.AddNetwork(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := testPort("a", t.TempDir(), 1)
+	if err := e.AddPort(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	most := func(what string, mtu uint16) {
+		t.Helper()
+		device := e.ports["a"].device.(*guest).net
+		if err := device.SetMTU(mtu); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if device.SetMTU(mtu+1) == nil {
+			t.Errorf("%s: a front-end may tell its guest an MTU of %d", what, mtu+1)
+		}
+	}
+	most("at first", 1400)
+	for _, blue.MTU = range []int{1500, 1300} {
+		if err := e.UpdateNetwork(t.Context(), blue); err != nil {
+			t.Fatal(err)
+		}
+		most("after an update", uint16(blue.MTU))
+	}
+	c.Network = "red"
+	if err := e.UpdatePort(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	most("in another network", 1200)
+	if err := e.UpdateNetwork(t.Context(), blue); err != nil {
+		t.Fatal(err)
+	}
+	most("when the one before changes", 1200)
+}

@@ -187,6 +187,9 @@ func (e *engine) UpdatePort(_ context.Context, c config.Port) error {
 	if was.Network != c.Network || was.MAC != c.MAC {
 		e.left("port", c.Name, e.unsteerPort(e.networks[was.Network], was.MAC))
 	}
+	if was.Network != c.Network {
+		e.tellMTU(p)
+	}
 	if was.Limits != c.Limits {
 		setLimits(p)
 	}
