@@ -70,7 +70,8 @@ type Ring struct {
 	groups  []*Buffers // by group
 	timers  wheel
 
-	counts counts
+	counts counts // as of now,
+	shown  counts // and as others see them
 	stats  Stats
 }
 

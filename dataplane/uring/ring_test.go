@@ -368,7 +368,7 @@ func TestCloseAfterThread(t *testing.T) {
 	}
 	ended := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()               // and never unlocked: the thread ends with the goroutine
 		for unix.Gettid() == unix.Getpid() { // unless it is the process's first one
 			runtime.UnlockOSThread()
 			time.Sleep(time.Millisecond)

@@ -30,20 +30,20 @@ type counts struct {
 // Stats may be read by anybody.
 func (r *Ring) Stats() *Stats { return &r.stats }
 
-// publish shows the counts to others. What is rare is stored only when it changed.
+// publish shows the counts to others, if they are not what they were.
 func (r *Ring) publish() {
+	if r.counts == r.shown {
+		return
+	}
 	c, s := &r.counts, &r.stats
+	r.shown = *c
 	s.Operations.Store(c.operations)
 	s.Completions.Store(c.completions)
 	s.Enters.Store(c.enters)
-	for _, x := range [...]struct {
-		to   *atomic.Uint64
-		from uint64
-	}{{&s.Punted, c.punted}, {&s.Overflows, c.overflows}, {&s.Full, c.full}, {&s.Stale, c.stale}} {
-		if x.to.Load() != x.from {
-			x.to.Store(x.from)
-		}
-	}
+	s.Punted.Store(c.punted)
+	s.Overflows.Store(c.overflows)
+	s.Full.Store(c.full)
+	s.Stale.Store(c.stale)
 }
 
 // IOWorkers is how many io-wq threads this process has now, and the CPU time that these have used. For people and tests: it reads /proc.
