@@ -620,3 +620,32 @@ func grow(n int) int {
 	}
 	return grow(n-1) + int(pad[n])
 }
+
+// What would copy for long in one round is begun in several.
+func TestRoundIsBounded(t *testing.T) {
+	r := newRing(t, Options{})
+	f, content := newFile(t, r, t.TempDir(), 4<<20, 0)
+	memory := newMemory(t, 4<<20)
+	var all [32]*result
+	for i := range all {
+		all[i] = newResult()
+		v := r.Vector(1)
+		v.Add(memory[i<<17:][:1<<17])
+		pushed(t, r.Readv(&all[i].op, f, v, int64(i)<<17))
+	}
+	rounds := 0
+	for ; r.unsent(); rounds++ {
+		before := r.taken
+		r.Flush()
+		if n := r.taken - before; n > 8 {
+			t.Errorf("%d reads of 128 KiB were begun at once", n)
+		}
+	}
+	if rounds < 4 {
+		t.Errorf("%d rounds", rounds)
+	}
+	settle(t, r, func() bool { return r.Busy() == 0 })
+	if !bytes.Equal(memory, content) {
+		t.Error("other bytes")
+	}
+}

@@ -55,6 +55,7 @@ func (r *Ring) push(op *Op, opcode uint8, weight int) *sqe {
 	op.weight = uint32(opWeight + min(weight, 1<<30))
 	r.weight += int(op.weight)
 	r.counts.operations++
+	r.weights[r.tail&uint32(len(r.sqes)-1)] = op.weight
 	s := r.next()
 	s.opcode = opcode
 	s.userData = at.userData(index)
@@ -239,6 +240,7 @@ func (r *Ring) Cancel(op *Op) bool {
 func (r *Ring) pushCancels() {
 	n := 0
 	for ; n < len(r.cancels) && r.tail-r.taken < uint32(len(r.sqes)); n++ {
+		r.weights[r.tail&uint32(len(r.sqes)-1)] = 0
 		s := r.next()
 		s.opcode, s.fd, s.flags = opCancel, -1, sqeSkipSuccess
 		s.addr = r.cancels[n]

@@ -24,6 +24,10 @@ const (
 	opWeight    = 4 << 10
 )
 
+// roundWeight is about how much one enter begins: what is copied from or to the page cache is copied there and then, and the worker has others to serve. It is
+// some 100 us; what is left goes with the next enter.
+const roundWeight = 1 << 20
+
 // Poll hands completions to their handlers, and calls the handlers of timers that are due. A handler may push, and may panic: then the ring goes on with
 // the next completion when it is polled again.
 func (r *Ring) Poll() int {
@@ -76,22 +80,21 @@ func (r *Ring) empty() bool {
 	return r.head == r.seen
 }
 
-// enter gives the kernel what was pushed and lets it do its work on our thread. What it cannot take now it is given the next time.
+// enter gives the kernel a part of what was pushed, mostly all, and lets it do its work on our thread. What it cannot take now it is given the next time.
 func (r *Ring) enter() {
 	if shm.Load32(r.sqFlags)&sqCQOverflow != 0 {
 		r.counts.overflows++
 	}
+	r.pushCancels()
+	shm.Release32(r.sqTail, r.tail)
+	part := r.part()
 	for {
-		r.pushCancels()
-		shm.Release32(r.sqTail, r.tail)
-		n, errno := enter(r.fd, r.tail-r.taken, r.weight <= shortWeight)
+		n, errno := enter(r.fd, part, r.weight <= shortWeight)
 		r.counts.enters++
 		switch errno {
 		case 0:
 			r.taken += uint32(n)
-			if !r.unsent() || n == 0 {
-				return
-			}
+			return
 		case unix.EINTR:
 		case unix.EAGAIN, unix.EBUSY: // no memory for a request; a CQ so full that we must empty it first
 			return
@@ -101,6 +104,18 @@ func (r *Ring) enter() {
 			panic(fmt.Errorf("io_uring_enter: %w", errno)) // a mistake of ours: EBADFD is a ring that is not enabled
 		}
 	}
+}
+
+// part is how many of the entries go with this enter: one at least, if there are any.
+func (r *Ring) part() (n uint32) {
+	all := r.tail - r.taken
+	if r.weight <= roundWeight {
+		return all
+	}
+	for weight := uint32(0); n < all && weight < roundWeight; n++ {
+		weight += r.weights[(r.taken+n)&uint32(len(r.sqes)-1)]
+	}
+	return n
 }
 
 // reap hands out a quantum of completions. The head is moved past each before its handler is called.

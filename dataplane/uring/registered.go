@@ -64,8 +64,10 @@ func (r *Ring) registerPiece(b []byte) error {
 
 // UnregisterMemory takes RegisterMemory back. What is under way goes on; the pages are let go when it has ended.
 func (r *Ring) UnregisterMemory(b []byte) error {
-	if r.unsent() {
-		r.enter() // what was pushed knows the memory by its number
+	for range len(r.sqes) { // what was pushed knows the memory by its number
+		if r.unsent() {
+			r.enter()
+		}
 	}
 	begin := uint64(shm.Address(b))
 	var errs []error

@@ -46,6 +46,7 @@ type Ring struct {
 	// The SQ. We write entries and the tail, the kernel takes them while we are in io_uring_enter, never else, so we need not read its head. Its flags are the
 	// kernel's to write, at any time.
 	sqes    []sqe
+	weights []uint32 // of what is in them; see opWeight
 	sqTail  *uint32
 	sqFlags *uint32
 	tail    uint32   // pushed up to here
@@ -177,6 +178,7 @@ func (r *Ring) openEvent() (err error) {
 // tables makes what operations, files and memory are numbered by.
 func (r *Ring) tables() error {
 	n := r.options.Entries
+	r.weights = make([]uint32, n)
 	r.slots, r.free, r.cancels = make([]slot, n), make([]uint32, n), make([]uint64, 0, n)
 	for i := range r.free {
 		r.free[i] = uint32(n - 1 - i)
