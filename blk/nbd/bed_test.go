@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -112,6 +114,19 @@ func (u *user) Up(kept bool)   { u.event(func() { u.ups = append(u.ups, kept) })
 func (u *user) Down(why error) { u.event(func() { u.why = append(u.why, why) }) }
 func (u *user) Room()          { u.event(func() { u.room++ }) }
 
+// downs and upped are what was heard so far.
+func (u *user) downs() []error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.why)
+}
+
+func (u *user) upped() []bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.ups)
+}
+
 // await waits until a condition on what was heard holds.
 func (u *user) await(what string, holds func() bool) {
 	u.b.tb.Helper()
@@ -213,7 +228,7 @@ func (u *user) ends(a *asked, want blk.Outcome) {
 	select {
 	case o := <-a.end:
 		if o != want {
-			u.b.tb.Fatalf("%v of %d bytes at %d ended as %d, not %d; down: %v", a.Op, a.Length, a.Offset, o, want, u.why)
+			u.b.tb.Fatalf("%v of %d bytes at %d ended as %d, not %d; down: %v", a.Op, a.Length, a.Offset, o, want, u.downs())
 		}
 	case <-time.After(patient):
 		u.b.tb.Fatalf("%v of %d bytes at %d does not end; the store says %+v", a.Op, a.Length, a.Offset, u.store.State())
@@ -272,8 +287,8 @@ func start(tb testing.TB, name string, args ...string) *process {
 	need.Program(tb, name)
 	p := &process{Cmd: exec.Command(name, args...), gone: make(chan struct{})}
 	p.Stdout, p.Stderr = &p.output, &p.output
-	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.Start(); err != nil {
+	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := forked(p.Start); err != nil {
 		tb.Fatal(err)
 	}
 	go func() {
@@ -282,6 +297,25 @@ func start(tb testing.TB, name string, args ...string) *process {
 	}()
 	tb.Cleanup(p.kill)
 	return p
+}
+
+// forks is served by a thread that lives as long as the tests: a child is killed with the thread that made it, and workers' threads end.
+var forks = sync.OnceValue(func() chan func() {
+	c := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for fn := range c {
+			fn()
+		}
+	}()
+	return c
+})
+
+func forked(start func() error) (err error) {
+	done := make(chan struct{})
+	forks() <- func() { err = start(); close(done) }
+	<-done
+	return err
 }
 
 // kill ends it and its children at once.
@@ -329,9 +363,11 @@ func nbdkit(tb testing.TB, args ...string) (*process, Options) {
 
 func nbdkitAt(tb testing.TB, path string, args ...string) *process {
 	tb.Helper()
-	p := start(tb, "nbdkit", append([]string{"-f", "--exit-with-parent", "-U", path}, args...)...)
+	ready := filepath.Join(tb.TempDir(), "pid") // written when it accepts connections
+	_ = os.Remove(ready)
+	p := start(tb, "nbdkit", append([]string{"-f", "-U", path, "-P", ready}, args...)...)
 	for end := time.Now().Add(patient); ; time.Sleep(2 * time.Millisecond) {
-		if _, err := os.Stat(path); err == nil {
+		if b, err := os.ReadFile(ready); err == nil && bytes.HasSuffix(b, []byte("\n")) {
 			return p
 		}
 		select {
@@ -340,7 +376,7 @@ func nbdkitAt(tb testing.TB, path string, args ...string) *process {
 		default:
 		}
 		if time.Now().After(end) {
-			tb.Fatalf("%v makes no socket", p.Args)
+			tb.Fatalf("%v does not get ready", p.Args)
 		}
 	}
 }

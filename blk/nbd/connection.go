@@ -74,7 +74,8 @@ func (l *lane) drop(why error) {
 
 // dropped ends the connection, which nothing is under way on any more.
 func (l *lane) dropped() {
-	why, risky := l.dropping, l.clear()
+	why := l.dropping
+	risky := l.clear()
 	if l.closed {
 		l.release()
 		return

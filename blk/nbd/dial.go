@@ -89,7 +89,7 @@ func (s *Store) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, s.say(ctx, err)
 	}
-	defer n.Close()
+	defer func() { n.Close() }()                                              // whatever its Conn is by then
 	stop := context.AfterFunc(ctx, func() { n.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // only to hurry
 	e, err := n.enter(optGo, s.address.export)
 	stop()
@@ -118,7 +118,7 @@ func (n *session) detach() (int, error) {
 	if n.encrypted {
 		c := n.Conn
 		c.SetDeadline(time.Time{}) //nolint:errcheck // none is left
-		n.Conn = closed{c}         // the pump's from now on
+		n.Conn = taken{c}          // the pump's from now on
 		return pump(c)
 	}
 	f, ok := n.Conn.(interface {
@@ -144,8 +144,8 @@ func (n *session) detach() (int, error) {
 	return fd, nil
 }
 
-// closed is a connection that somebody else closes.
-type closed struct{ net.Conn }
+// taken is a connection that somebody else closes.
+type taken struct{ net.Conn }
 
 // Close does nothing.
-func (closed) Close() error { return nil }
+func (taken) Close() error { return nil }

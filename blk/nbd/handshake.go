@@ -91,6 +91,14 @@ func ended(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("it closed the connection")
 	}
+	return reason(err)
+}
+
+// ended adds what is likely of TLS, where a server says what it thinks of a client's certificate only afterwards.
+func (s *session) ended(err error) error {
+	if err = ended(err); s.encrypted {
+		return fmt.Errorf("%w, behind TLS: it may not accept our certificate", err)
+	}
 	return err
 }
 
@@ -100,7 +108,7 @@ func (s *session) option(option uint32, data []byte) error {
 	b = binary.BigEndian.AppendUint32(b, option)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
 	if _, err := s.Write(append(b, data...)); err != nil {
-		return fmt.Errorf("NBD option %d: %w", option, err)
+		return fmt.Errorf("NBD option %d: %w", option, s.ended(err))
 	}
 	return nil
 }
@@ -109,7 +117,7 @@ func (s *session) option(option uint32, data []byte) error {
 func (s *session) reply(option uint32) (r optionReply, err error) {
 	var head [20]byte
 	if _, err := io.ReadFull(s, head[:]); err != nil {
-		return r, fmt.Errorf("reply to NBD option %d: %w", option, ended(err))
+		return r, fmt.Errorf("reply to NBD option %d: %w", option, s.ended(err))
 	}
 	magic, to := binary.BigEndian.Uint64(head[:]), binary.BigEndian.Uint32(head[8:])
 	length := binary.BigEndian.Uint32(head[16:])
@@ -123,7 +131,7 @@ func (s *session) reply(option uint32) (r optionReply, err error) {
 	}
 	r.kind, r.data = binary.BigEndian.Uint32(head[12:]), make([]byte, length)
 	if _, err := io.ReadFull(s, r.data); err != nil {
-		return r, fmt.Errorf("reply to NBD option %d: %w", option, ended(err))
+		return r, fmt.Errorf("reply to NBD option %d: %w", option, s.ended(err))
 	}
 	return r, nil
 }

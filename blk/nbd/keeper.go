@@ -15,7 +15,7 @@ import (
 //	   ▲            └────────────────────┴── no: wait, twice as long each time ◀┘
 //	   └──────────────────────────────────────────────── the connection breaks
 const (
-	firstWait = 50 * time.Millisecond
+	firstWait = 20 * time.Millisecond
 	longest   = 5 * time.Second
 	// echoLimit is how long another lane's connection may take to show that its server is alive.
 	echoLimit = 2 * time.Second
@@ -35,7 +35,7 @@ func (s *Store) isUp(l *lane) {
 	if l.opened {
 		s.reconnects.Add(1)
 	}
-	l.opened = true
+	l.opened, l.began = true, time.Now()
 	l.status.Store(&status{up: true, since: time.Now()})
 }
 
@@ -45,20 +45,33 @@ func (s *Store) isDown(l *lane, why error) { l.status.Store(&status{why: why, si
 func (s *Store) keep(l *lane, c *link, risky bool) {
 	broken := time.Now()
 	first := !l.opened
+	wait := firstWait
+	if c == nil {
+		wait = l.backoff.after(l.began)
+	}
 	go func() {
-		for wait := firstWait; ; wait = min(2*wait, longest) {
+		for c != nil || rest(l.ctx, wait/2+rand.N(wait)) {
 			err := s.provide(l, c, broken, risky, first)
-			if err == nil || errors.Is(err, errClosed) || l.ctx.Err() != nil {
+			if err == nil || errors.Is(err, errClosed) {
 				return
 			}
-			c = nil
+			c, wait = nil, min(2*wait, longest)
 			was := l.status.Load()
 			l.status.CompareAndSwap(was, &status{why: err, since: was.since})
-			if !rest(l.ctx, wait/2+rand.N(wait)) {
-				return
-			}
 		}
 	}()
+}
+
+// backoff is how long to wait before a lane connects again: longer each time that a connection has not lasted, such as one to a server that breaks every
+// rule as soon as it is asked something.
+type backoff time.Duration
+
+func (b *backoff) after(began time.Time) time.Duration {
+	if time.Since(began) > longest {
+		*b = 0
+	}
+	*b = backoff(min(max(2*time.Duration(*b), firstWait), longest))
+	return time.Duration(*b)
 }
 
 // rest sleeps, and tells whether it slept well.

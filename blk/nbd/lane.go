@@ -2,15 +2,12 @@ package nbd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
-	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/uring"
-	"golang.org/x/sys/unix"
 )
 
 // lane is one worker's connection. All of it belongs to that worker, except what is said otherwise.
@@ -27,38 +24,44 @@ type lane struct {
 	host    blk.Host
 	events  blk.Events
 
-	memory  *uring.Memory
-	headers []byte // of parts, by their slot
-	bounce  []byte // the rest of a write that was withdrawn while it was sent
+	memory  *uring.Memory // of what follows, and of replies.inbox
+	headers []byte        // of parts, by their slot
+	bounce  []byte        // the rest of a write that was withdrawn while it was sent
+	scratch [4096]byte    // to see whether memory is there
 
 	// The connection.
 	fd       int // -1: none
 	file     uring.File
 	export   *export
-	up       bool // it takes requests
-	dropping error
-	hung     bool // the server will say no more than it has said
-	closed   bool // Close was called
+	up       bool  // it takes requests
+	dropping error // it is given up; nil: it is not
+	hung     bool  // the server will say no more than it has said
+	closed   bool  // Close was called
+	next     *link // the connection to go over to when nothing is on its way
+	nextDone chan error
 
-	send, recv, poll    uring.Op
-	outgoing, incoming  *uring.Vector
-	begun               int // bytes of the first part of out that were sent
-	batch               int // parts of out that the send under way has bytes of
-	bounced             int // begun, when the first part of out went over to bounce; 0: it has not
-	faults              int // sends that ended in a hole of the guest's memory one after the other
-	watch, retry, leave uring.Timer
-	withdrawn           fifo // tasks to be given back
-	moved               int64
-	quiet               int // bytes since moved
-	refused             bool
-	next                *link           // the connection to go over to when nothing is on its way
-	nextDone            chan error      // who wanted that
-	ctx                 context.Context // of the keeper
-	cancel              context.CancelFunc
-	opened              bool                   // there was a connection before
-	status              atomic.Pointer[status] // for anybody
-	barrier             int                    // orphans as the store was told last, those of the last connection until there is another one
-	scratch             [4096]byte             // to see whether memory is there
+	// What is under way on it.
+	send, recv, poll   uring.Op
+	outgoing, incoming *uring.Vector
+	begun              int // bytes of the first part of out that were sent
+	batch              int // parts of out that the send under way has bytes of
+	bounced            int // begun, when the first part of out went over to bounce; 0: it has not
+	faults             int // sends one after the other that ended in a hole of the guest's memory
+
+	watch, retry, leave uring.Timer // looks for signs of life; tries again; calls step
+	moved               int64       // when there was a sign of life
+	quiet               int         // bytes since then
+	withdrawn           fifo        // tasks to be given back
+	barrier             int         // orphans as the store was told last, those of the last connection until there is another one
+	refused             bool        // a request was handed back
+
+	// Between connections; see keeper.go.
+	ctx     context.Context // ends the keeper
+	cancel  context.CancelFunc
+	opened  bool      // there was a connection before
+	began   time.Time // that or this one
+	backoff backoff
+	status  atomic.Pointer[status] // for anybody
 }
 
 // Sizes of a lane.
@@ -267,179 +270,6 @@ func (l *lane) issue1(t *task, offset uint64, n uint32) {
 	if !l.watch.Running() {
 		l.host.Ring.Start(&l.watch, l.store.options.Timeout/4)
 	}
-}
-
-// header is where the header of a part lies.
-func (l *lane) header(p *part) request {
-	return request(l.headers[int(p.slot)*requestSize:][:requestSize])
-}
-
-// transmit begins to send what is out.
-func (l *lane) transmit() {
-	if l.send.Busy() || l.out.n == 0 {
-		return
-	}
-	l.fill(l.outgoing)
-	if !l.host.Ring.Send(&l.send, l.file, l.outgoing, 0) {
-		l.batch = 0
-		l.later()
-	}
-}
-
-// fill takes parts into a vector, from where the last send ended. Headers that lie one after the other become one buffer there.
-func (l *lane) fill(v *uring.Vector) {
-	v.Reset()
-	skip := l.begun
-	for l.batch = 0; l.batch < l.out.n && v.Len() < maxBatch; skip = 0 {
-		p := &l.parts[l.out.at(l.batch)]
-		l.batch++
-		if skip < requestSize && !v.Add(l.header(p)[skip:]) {
-			return
-		}
-		if p.payload() > 0 && !l.fillPayload(v, p, max(skip-requestSize, 0)) {
-			return
-		}
-	}
-}
-
-// fillPayload takes the payload of a write behind what was sent of it; false if that is too much.
-func (l *lane) fillPayload(v *uring.Vector, p *part, sent int) bool {
-	if l.bounced > 0 && p.slot == l.out.at(0) {
-		return v.Add(l.bounce[requestSize+sent-l.bounced : requestSize+int(p.length)-l.bounced])
-	}
-	buffers := p.task.r.Buffers
-	at := p.start.forward(buffers, sent)
-	for left := int(p.length) - sent; left > 0; {
-		b := buffers[at.buffer][at.offset:]
-		b = b[:min(len(b), left)]
-		if !v.Add(b) {
-			return false
-		}
-		left -= len(b)
-		at = place{buffer: at.buffer + 1}
-	}
-	return true
-}
-
-// sent hears how a send ended.
-func (l *lane) sent(n int) {
-	switch {
-	case n > 0:
-		l.faults = 0
-		l.stir(n)
-		l.advance(n)
-	case n == -int(unix.EFAULT):
-		l.unreadable()
-	case n == -int(unix.ECANCELED), n == -int(unix.EINTR), n == -int(unix.EAGAIN):
-	case n == 0:
-		l.drop(errHungUp)
-	default:
-		l.drop(fmt.Errorf("send: %w", unix.Errno(-n)))
-	}
-	l.batch = 0
-	l.released()
-}
-
-// advance takes n bytes off the front of out.
-func (l *lane) advance(n int) {
-	for n > 0 && l.out.n > 0 {
-		p := &l.parts[l.out.at(0)]
-		left := requestSize + p.payload() - l.begun
-		if n < left {
-			l.begun += n
-			return
-		}
-		n -= left
-		l.out.pop()
-		l.begun, l.bounced = 0, 0
-		p.waiting = false
-		p.since = l.host.Worker.Now()
-		if p.command == cmdDisc {
-			l.free(p)
-			if l.next != nil {
-				l.drop(errReplaced)
-			} else {
-				l.drop(errClosed)
-			}
-			return
-		}
-		if p.replied {
-			l.answered(p)
-		}
-	}
-}
-
-// unreadable finds out whose memory a send could not read, and fails those requests. A guest that plays with its memory so that nobody can be found loses all
-// its writes of this batch.
-func (l *lane) unreadable() {
-	l.faults++
-	for i := min(l.batch, l.out.n) - 1; i >= 0; i-- {
-		p := &l.parts[l.out.at(i)]
-		if p.payload() == 0 || p.task == nil || l.faults == 1 && l.readable(p) {
-			continue
-		}
-		p.task.worst = blk.Failed
-		if i == 0 && l.begun > 0 {
-			l.drop(errors.New("the guest took away memory in the midst of a write"))
-			return
-		}
-		t := p.task
-		l.forget(p)
-		l.settle(t)
-	}
-}
-
-// readable tells whether all of a write's payload is there.
-func (l *lane) readable(p *part) bool {
-	at := p.start
-	for left := int(p.length); left > 0; {
-		b := p.task.r.Buffers[at.buffer][at.offset:]
-		b = b[:min(len(b), left, len(l.scratch))]
-		if !guestmem.Copy(l.scratch[:], b) {
-			return false
-		}
-		left -= len(b)
-		at = at.forward(p.task.r.Buffers, len(b))
-	}
-	return true
-}
-
-// listen begins to receive, while answers are due.
-func (l *lane) listen() {
-	if l.dropping != nil {
-		return
-	}
-	if !l.hung && !l.poll.Busy() && !l.host.Ring.PollAdd(&l.poll, l.file, unix.POLLRDHUP) {
-		l.later()
-	}
-	if l.recv.Busy() || l.inflight == 0 {
-		return
-	}
-	l.incoming.Reset()
-	l.replies.aim(l.incoming)
-	if !l.host.Ring.Recv(&l.recv, l.file, l.incoming, 0) {
-		l.later()
-	}
-}
-
-// received hears how a receive ended.
-func (l *lane) received(n int) {
-	switch {
-	case n > 0:
-		l.stir(n)
-		if err := l.replies.arrived(n); err != nil {
-			l.drop(err)
-		}
-	case n == -int(unix.EFAULT):
-		l.replies.fault()
-	case n == -int(unix.ECANCELED), n == -int(unix.EINTR), n == -int(unix.EAGAIN):
-	case n == 0:
-		l.drop(errHungUp)
-	default:
-		l.drop(fmt.Errorf("receive: %w", unix.Errno(-n)))
-	}
-	l.replies.aimed = 0
-	l.released()
 }
 
 // stir notes bytes that moved.

@@ -1,0 +1,134 @@
+package nbd
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// certificates are an authority and what it has signed, in files with the names that GnuTLS's servers want.
+type certificates struct{ dir string }
+
+func (c certificates) file(name string) string { return filepath.Join(c.dir, name) }
+
+func newCertificates(t *testing.T) certificates {
+	t.Helper()
+	c := certificates{t.TempDir()}
+	key, root := c.make(t, "ca", nil, nil, func(x *x509.Certificate) {
+		x.IsCA, x.BasicConstraintsValid, x.KeyUsage = true, true, x509.KeyUsageCertSign
+	})
+	c.make(t, "server", root, key, func(x *x509.Certificate) {
+		x.DNSNames, x.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
+		x.ExtKeyUsage, x.KeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, x509.KeyUsageDigitalSignature
+	})
+	c.make(t, "client", root, key, func(x *x509.Certificate) {
+		x.ExtKeyUsage, x.KeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, x509.KeyUsageDigitalSignature
+	})
+	return c
+}
+
+// make writes name-cert.pem and name-key.pem.
+func (c certificates) make(t *testing.T, name string, parent *x509.Certificate, by *ecdsa.PrivateKey, with func(*x509.Certificate)) (*ecdsa.PrivateKey, *x509.Certificate) {
+	t.Helper()
+	check := func(err error) {
+		if err != nil {
+			t.Helper()
+			t.Fatal(err)
+		}
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	check(err)
+	x := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	with(x)
+	if parent == nil {
+		parent, by = x, key
+	}
+	der, err := x509.CreateCertificate(crand.Reader, x, parent, &key.PublicKey, by)
+	check(err)
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	check(err)
+	check(os.WriteFile(c.file(name+"-cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	check(os.WriteFile(c.file(name+"-key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
+	made, err := x509.ParseCertificate(der)
+	check(err)
+	return key, made
+}
+
+func TestTLS(t *testing.T) {
+	c, stranger := newCertificates(t), newCertificates(t)
+	ours := TLS{CA: c.file("ca-cert.pem"), Cert: c.file("client-cert.pem"), Key: c.file("client-key.pem")}
+	port := freePort(t)
+	p := start(t, "nbdkit", "-f", "-p", port, "-i", "127.0.0.1", "--tls=require", "--tls-verify-peer", "--tls-certificates="+c.dir, "memory", "16M")
+	o := Options{URI: "nbds://127.0.0.1:" + port, TLS: ours}
+	reachable(t, p, o)
+	t.Run("nbdkit over TCP", func(t *testing.T) {
+		s := open(t, o)
+		if !strings.Contains(s.Info().Describe, "TLS") {
+			t.Errorf("it is %s", s.Info().Describe)
+		}
+		suite(t, newBench(t).use(s))
+	})
+	t.Run("nbd:// with certificates", func(t *testing.T) {
+		s := open(t, Options{URI: "nbd://127.0.0.1:" + port, TLS: ours})
+		if !strings.Contains(s.Info().Describe, "TLS") {
+			t.Errorf("it is %s", s.Info().Describe)
+		}
+	})
+	t.Run("qemu-nbd over a unix socket", func(t *testing.T) {
+		socket := socketPath(t, "q")
+		o := Options{URI: "nbds+unix:///?tls-hostname=localhost&socket=" + socket, TLS: ours}
+		p := start(t, "qemu-nbd", "-t", "-f", "raw", "-k", socket, "-e", "4", "--object",
+			"tls-creds-x509,id=tls0,endpoint=server,dir="+c.dir, "--tls-creds", "tls0", image(t))
+		reachable(t, p, o)
+		suite(t, newBench(t).use(open(t, o)))
+	})
+	for _, w := range []struct {
+		name string
+		tls  TLS
+		want string
+	}{
+		{"an authority that did not sign", TLS{CA: stranger.file("ca-cert.pem"), Cert: ours.Cert, Key: ours.Key}, "certificate"},
+		{"another name", TLS{CA: ours.CA, Cert: ours.Cert, Key: ours.Key, ServerName: "other.example"}, "other.example"},
+		{"the system's authorities", TLS{Cert: ours.Cert, Key: ours.Key}, "certificate"},
+		{"no certificate of ours", TLS{CA: ours.CA}, "our certificate"},
+		{"a stranger's certificate of ours", TLS{CA: ours.CA, Cert: stranger.file("client-cert.pem"), Key: stranger.file("client-key.pem")}, "our certificate"},
+	} {
+		t.Run(w.name, func(t *testing.T) { refused(t, Options{URI: o.URI, TLS: w.tls}, nil, w.want) })
+	}
+	for _, w := range []struct {
+		name string
+		tls  TLS
+		want string
+	}{
+		{"no such file", TLS{CA: c.file("none")}, "no such file"},
+		{"no PEM", TLS{CA: image(t)}, "no certificate in PEM form"},
+		{"half a pair", TLS{CA: ours.CA, Cert: ours.Cert}, "belong together"},
+		{"a key of another", TLS{CA: ours.CA, Cert: ours.Cert, Key: stranger.file("client-key.pem")}, "our own certificate"},
+	} {
+		t.Run(w.name, func(t *testing.T) { refused(t, Options{URI: o.URI, TLS: w.tls}, nil, w.want) })
+	}
+}
+
+// TestTLSEnds: the server's end comes through the pump.
+func TestTLSEnds(t *testing.T) {
+	c := newCertificates(t)
+	server, o := nbdkit(t, "--tls=require", "--tls-certificates="+c.dir, "memory", "16M")
+	o.URI = strings.Replace(o.URI, "nbd+", "nbds+", 1)
+	o.TLS = TLS{CA: c.file("ca-cert.pem"), ServerName: "localhost"}
+	u := newBench(t).use(open(t, o))
+	server.kill()
+	u.await("that it is down", func() bool { return len(u.why) > 0 })
+}

@@ -1,0 +1,214 @@
+package nbd
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+)
+
+// promptly is how long giving a request back may take, as blk.Lane says.
+const promptly = 50 * time.Millisecond
+
+// withdraw takes requests back, and holds that they come in time. It measures by the worker's clock from the withdrawal to the last Done.
+func (u *user) withdraw(requests ...*asked) {
+	u.b.tb.Helper()
+	began := time.Now()
+	u.b.do(func() {
+		began = time.Now()
+		for _, a := range requests {
+			u.lane.Withdraw(&a.Request)
+		}
+	})
+	for _, a := range requests {
+		u.ends(a, blk.Withdrawn)
+	}
+	if took := time.Since(began); took > 4*promptly { // the machine may be busy with other things
+		u.b.tb.Errorf("%d requests came back after %v", len(requests), took)
+	}
+}
+
+// TestWithdrawRead withdraws a read at every stage of its answer. What comes later comes to no memory of it, and what follows is in step.
+func TestWithdrawRead(t *testing.T) {
+	const length = 256 << 10
+	data := make([]byte, length)
+	for i := range data {
+		data[i] = 1
+	}
+	for _, sent := range []int{0, 3, 19, 20, 27, 28, 29, 5000, 65536, 200000, length + 27} {
+		t.Run(fmt.Sprint(sent), func(t *testing.T) {
+			m := newMock(t).serve()
+			u := newBench(t).use(open(t, m.options()))
+			client := m.client()
+			a := ask(blk.OpRead, 4096, u.memory[:100000], u.memory[1<<20:][:length-100000])
+			u.submit(a)
+			g := client.next()
+			answer := dataChunk(g, chunkDone, 4096, data)
+			client.send(answer[:sent])
+			u.settle(client)
+			u.withdraw(a)
+			for i := range u.memory {
+				u.memory[i] = canary
+			}
+			client.send(answer[sent:])
+			next := ask(blk.OpRead, 0, u.memory[4<<20:][:4096])
+			u.submit(next)
+			client.send(dataChunk(client.next(), chunkDone, 0, data[:4096]))
+			u.ends(next, blk.OK)
+			same(t, "what follows", u.memory[4<<20:][:4096], data[:4096])
+			for i, b := range u.memory {
+				if b != canary && (i < 4<<20 || i >= 4<<20+4096) {
+					t.Fatalf("byte %d was written to after the read was given back", i)
+				}
+			}
+			if len(u.downs()) > 0 {
+				t.Errorf("the connection broke: %v", u.downs())
+			}
+		})
+	}
+}
+
+// settle waits until the lane has taken all that was sent to it, which the socket knows.
+func (u *user) settle(c *mockConn) {
+	u.b.tb.Helper()
+	for end := time.Now().Add(patient); outstanding(u.b.tb, c.Conn) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			u.b.tb.Fatal("the lane does not read")
+		}
+	}
+	u.b.do(func() {})
+	u.b.do(func() {})
+}
+
+// TestWithdrawWrite withdraws a write while the server does not read. It gets all of the bytes that it had before, and what follows is in step.
+func TestWithdrawWrite(t *testing.T) {
+	for _, length := range []int{4096, 512 << 10, 4 << 20} {
+		t.Run(fmt.Sprint(length), func(t *testing.T) {
+			m := newMock(t).serve()
+			u := newBench(t).use(open(t, m.options()))
+			client := m.client()
+			fill(rand.New(rand.NewPCG(3, 4)), u.memory)
+			was := append([]byte(nil), u.memory...)
+			clog := ask(blk.OpWrite, 0, u.memory[:128<<10]) // so that nothing of the others is sent whole
+			a := ask(blk.OpWrite, 1<<20, u.memory[128<<10:][:length])
+			after := ask(blk.OpWrite, 8<<20, u.memory[7<<20:][:8192])
+			u.submit(clog, a, after)
+			time.Sleep(5 * time.Millisecond) // as much as the socket takes
+			u.withdraw(a)
+			for i := range length {
+				u.memory[128<<10+i] = canary
+			}
+			// What the server gets of it is what there was, or it gets the end of the connection.
+			ends := map[uint64]bool{}
+			for {
+				client.SetReadDeadline(time.Now().Add(patient))
+				g, err := client.header()
+				if err != nil {
+					break
+				}
+				payload := make([]byte, g.length)
+				if _, err := client.full(payload); err != nil {
+					break
+				}
+				from := map[uint64]int{0: 0, 1 << 20: 128 << 10, 8 << 20: 7 << 20}[g.offset]
+				same(t, "what the server got", payload, was[from:][:g.length])
+				ends[g.offset] = true
+				client.send(none(g))
+				if g.offset == 8<<20 {
+					break
+				}
+			}
+			if ends[8<<20] {
+				u.ends(clog, blk.OK)
+				u.ends(after, blk.OK)
+				if len(u.downs()) > 0 {
+					t.Errorf("the connection broke: %v", u.downs())
+				}
+				return
+			}
+			if length < 1<<20 {
+				t.Errorf("the connection broke: %v", u.downs())
+			}
+			u.await("the end of the connection", func() bool { return len(u.why) > 0 })
+			u.ends(after, blk.Lost)
+		})
+	}
+}
+
+// TestOverlap: what is withdrawn and writes can still be carried out, so nothing is sent by any lane until it is answered.
+func TestOverlap(t *testing.T) {
+	m := newMock(t)
+	m.flags |= flagMultiConn
+	m.serve()
+	s := open(t, m.options())
+	one, two := newBench(t).use(s), newBench(t).use(s)
+	client, other := m.client(), m.client()
+	a := ask(blk.OpWrite, 0, one.memory[:4096])
+	one.submit(a)
+	g := client.next()
+	one.withdraw(a)
+	newer, newest := ask(blk.OpWrite, 0, one.memory[:4096]), ask(blk.OpWrite, 0, two.memory[:4096])
+	one.submit(newer)
+	two.submit(newest)
+	for _, c := range []*mockConn{client, other} {
+		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
+		if g, err := c.header(); !os.IsTimeout(err) {
+			t.Fatalf("a %s is sent (%v) while an older one may still be carried out", commandName(g.command), err)
+		}
+	}
+	client.send(none(g))
+	client.send(none(client.next()))
+	other.send(none(other.next()))
+	one.ends(newer, blk.OK)
+	two.ends(newest, blk.OK)
+}
+
+// TestWithdrawAll takes back what is under way at a real server under load, again and again; what was not withdrawn is done, and right.
+func TestWithdrawAll(t *testing.T) {
+	_, o := nbdkit(t, "--filter=delay", "memory", "16M", "rdelay=3ms", "wdelay=3ms")
+	u := newBench(t).use(open(t, o))
+	r := rand.New(rand.NewPCG(5, 6))
+	pattern := u.memory[6<<20:][:1<<20]
+	fill(r, pattern)
+	u.run(blk.OK, ask(blk.OpWrite, 8<<20, pattern))
+	for range 30 {
+		var going, staying []*asked
+		for i := range 60 {
+			n := 4096 << r.IntN(5)
+			at := uint64(r.IntN((1<<20-n)/4096) * 4096)
+			b := u.memory[i*64<<10:][:n]
+			switch {
+			case i%3 == 0:
+				going = append(going, ask(blk.OpWrite, at, b))
+			case i%3 == 1:
+				going = append(going, ask(blk.OpRead, 8<<20+at, b))
+			default:
+				staying = append(staying, ask(blk.OpRead, 8<<20+at, b))
+			}
+		}
+		all := append(append([]*asked(nil), going...), staying...)
+		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		u.submit(all...)
+		time.Sleep(time.Duration(r.IntN(6)) * time.Millisecond)
+		u.b.do(func() {
+			for _, a := range going {
+				u.lane.Withdraw(&a.Request)
+			}
+		})
+		for _, a := range going {
+			if got := <-a.end; got != blk.Withdrawn && got != blk.OK {
+				t.Fatalf("a request that was withdrawn ended as %d", got)
+			}
+		}
+		for _, a := range staying {
+			u.ends(a, blk.OK)
+			same(t, "a read", a.Buffers[0], pattern[a.Offset-8<<20:][:a.Length])
+		}
+	}
+	if len(u.downs()) > 0 {
+		t.Errorf("the connection broke: %v", u.downs())
+	}
+}
