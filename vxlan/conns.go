@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,7 @@ type connSet [connWays]conn
 
 // conn is one flow, in a cache line.
 type conn struct {
-	guard  atomic.Uint64    // even: stable
+	guard  atomic.Uint64    // a sequence number in 32 bits, even: stable; above it the key's vlans
 	key    [5]atomic.Uint64 // as in connKey
 	state  atomic.Uint64    // see connState
 	judged atomic.Uint64    // version of the rules<<32 | rule - acl.Always
@@ -41,6 +42,26 @@ type conn struct {
 type connKey struct {
 	here, there acl.Address
 	last        uint64
+	vlans       vlans
+}
+
+// vlans are the VLANs that a frame's tags put it in, the outermost above, in 13 bits each: the VID, and whether it is a service tag's (IEEE 802.1ad). A guest may
+// have the same addresses in several.
+type vlans uint32
+
+// vlansOf reads them. A tag that gives a priority alone (VID 0) puts its frame in none.
+func vlansOf(head []byte, tags int) (all vlans) {
+	for at := 12; tags > 0; at, tags = at+wire.VLANLen, tags-1 {
+		id := vlans(binary.BigEndian.Uint16(head[at+2:]) & 0xfff)
+		if id == 0 {
+			continue
+		}
+		if binary.BigEndian.Uint16(head[at:]) == wire.EtherTypeQinQ {
+			id |= 1 << 12
+		}
+		all = all<<13 | id
+	}
+	return all
 }
 
 const (
@@ -113,7 +134,7 @@ func (k *connKey) protocol() uint8 { return uint8(k.last >> 8) }
 func (c *conns) set(k *connKey) *connSet {
 	h := fold(k.here.Hi^c.seed, k.here.Lo^0x9e37_79b9_7f4a_7c15)
 	h = fold(h^k.there.Hi, k.there.Lo^c.seed)
-	h = fold(h^k.last, c.seed^0xe703_7ed1_a0b4_28db)
+	h = fold(h^k.last, c.seed^0xe703_7ed1_a0b4_28db^uint64(k.vlans))
 	return &c.sets[h&uint64(len(c.sets)-1)]
 }
 
@@ -128,7 +149,7 @@ func (c *conns) find(k *connKey, tick uint32) (*conn, connState) {
 	for i := range set {
 		e := &set[i]
 		g := e.guard.Load()
-		if e.key[4].Load() != k.last || e.key[3].Load() != k.there.Lo || e.key[1].Load() != k.here.Lo ||
+		if vlans(g>>32) != k.vlans || e.key[4].Load() != k.last || e.key[3].Load() != k.there.Lo || e.key[1].Load() != k.here.Lo ||
 			e.key[2].Load() != k.there.Hi || e.key[0].Load() != k.here.Hi {
 			continue
 		}
@@ -195,7 +216,7 @@ func (e *conn) take(k *connKey, flags connState, judged uint64, tick uint32) boo
 	e.key[4].Store(k.last)
 	e.judged.Store(judged)
 	e.state.Store(uint64(tick)<<32 | (g/2+1)&connTag<<8 | uint64(flags))
-	e.guard.Store(g + 2)
+	e.guard.Store(uint64(k.vlans)<<32 | uint64(uint32(g)+2))
 	return true
 }
 

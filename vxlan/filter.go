@@ -35,8 +35,9 @@ type packet struct {
 	flags  uint8
 	echo   uint16 // an ICMP request's or reply's identifier
 	id     uint32 // the datagram's, if part
-	part   bool   // a fragment, the first one or (Bare) a later one
-	quoted int    // where the packet begins that an ICMP error is about; 0: none
+	vlans  vlans
+	part   bool // a fragment, the first one or (Bare) a later one
+	quoted int  // where the packet begins that an ICMP error is about; 0: none
 }
 
 const tcpEnds = wire.TCPFin | wire.TCPSyn | wire.TCPRst
@@ -45,7 +46,7 @@ const tcpEnds = wire.TCPFin | wire.TCPSyn | wire.TCPRst
 func (k *packet) read(head []byte, f *frame.Frame) bool {
 	at := wire.Locate(head)
 	*k = packet{whole: !wire.Ethernet(head).Destination().IsMulticast()}
-	k.EtherType = at.EtherType
+	k.EtherType, k.vlans = at.EtherType, vlansOf(head, int(at.Tags))
 	if at.Network == 0 || at.Broken {
 		return false
 	}
@@ -147,9 +148,9 @@ func (k *packet) flow(d acl.Direction) (key connKey, ok bool) {
 			return key, false
 		}
 	}
-	key = connKey{here: k.Source, there: k.Destination, last: from<<48 | to<<32}
+	key = connKey{here: k.Source, there: k.Destination, last: from<<48 | to<<32, vlans: k.vlans}
 	if d == acl.In {
-		key = connKey{here: k.Destination, there: k.Source, last: to<<48 | from<<32}
+		key = connKey{here: k.Destination, there: k.Source, last: to<<48 | from<<32, vlans: k.vlans}
 	}
 	key.last |= uint64(k.Protocol)<<8 | connIPv4
 	if k.EtherType == wire.EtherTypeIPv6 {
@@ -279,7 +280,7 @@ func (k *packet) state(back bool) (flags connState) {
 // quoted judges an ICMP error by the packet that it is about, which went the other way.
 func (x *filter) quoted(l *lane, d acl.Direction, k *packet, head []byte) (rule int, allow bool) {
 	var q packet
-	q.EtherType = k.EtherType
+	q.EtherType, q.vlans = k.EtherType, k.vlans
 	b := head[min(k.quoted, len(head)):]
 	var at int
 	if k.EtherType == wire.EtherTypeIPv4 {
@@ -336,6 +337,7 @@ type fragments struct {
 type fragment struct {
 	source, destination acl.Address
 	id                  uint64 // identification, protocol, direction, IP version
+	vlans               vlans
 	tick                uint32
 	rule                int32
 	allow               bool
@@ -346,18 +348,18 @@ var fragmentAge = ticks(30 * 1e9)
 
 func (x *fragments) entry(d acl.Direction, k *packet) (*fragment, uint64) {
 	id := uint64(k.id)<<32 | uint64(k.Protocol)<<24 | uint64(d)<<16 | uint64(k.EtherType)
-	h := fold(k.Source.Lo^0x9e37_79b9_7f4a_7c15, k.Destination.Lo^id)
+	h := fold(k.Source.Lo^0x9e37_79b9_7f4a_7c15, k.Destination.Lo^id^uint64(k.vlans)<<8)
 	return &x.entries[h%uint64(len(x.entries))], id
 }
 
 func (x *fragments) note(d acl.Direction, k *packet, rule int, allow bool, tick uint32) {
 	e, id := x.entry(d, k)
-	*e = fragment{k.Source, k.Destination, id, tick, int32(rule), allow}
+	*e = fragment{k.Source, k.Destination, id, k.vlans, tick, int32(rule), allow}
 }
 
 func (x *fragments) verdict(d acl.Direction, k *packet, tick uint32) (rule int, allow, found bool) {
 	e, id := x.entry(d, k)
-	if e.id != id || e.source != k.Source || e.destination != k.Destination || tick-e.tick > fragmentAge {
+	if e.id != id || e.vlans != k.vlans || e.source != k.Source || e.destination != k.Destination || tick-e.tick > fragmentAge {
 		return 0, false, false
 	}
 	return int(e.rule), e.allow, true

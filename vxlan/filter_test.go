@@ -107,6 +107,48 @@ func TestReplies(t *testing.T) {
 }
 
 // A reply that was denied passes as soon as the question has come, in the same tick.
+// A guest that has the same addresses in several VLANs has a flow in each.
+func TestFlowsOfVLANs(t *testing.T) {
+	const vlan, qinq = uint16(wire.EtherTypeVLAN), uint16(wire.EtherTypeQinQ)
+	tags := map[string][]uint16{
+		"none": nil, "7": {vlan, 7}, "8": {vlan, 8}, "service 7": {qinq, 7}, "7 in 8": {qinq, 8, vlan, 7}, "8 in 7": {qinq, 7, vlan, 8}, "7 in 7": {qinq, 7, vlan, 7},
+	}
+	eachWay(t, outOnly, func(t *testing.T, g *guarded) {
+		with := func(f []byte, tags []uint16) []byte {
+			b := bytes.Clone(f[:12])
+			for _, word := range tags {
+				b = binary.BigEndian.AppendUint16(b, word)
+			}
+			return append(b, f[12:]...)
+		}
+		port := uint16(1000)
+		fragment := func(f []byte, offset uint16) []byte {
+			binary.BigEndian.PutUint16(f[18:], port)
+			binary.BigEndian.PutUint16(f[20:], offset)
+			wire.IPv4(f[14:]).SetChecksum()
+			return f
+		}
+		for name, tagged := range tags {
+			port++ // a flow that is alive in one VLAN alone
+			g.want(g.out(with(g.udp(true, 53, port), tagged)), true, "question in "+name)
+			about := icmpFrame(t, mac1, mac2, "10.0.0.1", "10.0.0.2", 3, 0, g.udp(true, 53, port)[14:])
+			for other, tags := range tags {
+				g.want(g.in(with(g.udp(false, 53, port), tags)), other == name, "answer in "+other+" to what was asked in "+name)
+				g.want(g.in(with(about, tags)), other == name, "error in "+other+" about what was sent in "+name)
+			}
+			g.want(g.in(with(fragment(g.udp(false, 53, port), 0x2000), tagged)), true, "first fragment in "+name)
+			for other, tags := range tags {
+				g.want(g.in(with(fragment(g.udp(false, 53, port), 3), tags)), other == name, "later fragment in "+other+", the first in "+name)
+			}
+		}
+		// A tag that is there for its priority changes nothing.
+		g.want(g.out(with(g.udp(true, 53, 999), []uint16{vlan, 3 << 13})), true, "question with a priority")
+		g.want(g.in(g.udp(false, 53, 999)), true, "answer without one")
+		g.want(g.out(with(g.udp(true, 54, 999), []uint16{vlan, 3<<13 | 9})), true, "question in 9 with a priority")
+		g.want(g.in(with(g.udp(false, 54, 999), []uint16{vlan, 9})), true, "answer in 9 without one")
+	})
+}
+
 func TestRepliesOut(t *testing.T) {
 	eachWay(t, "allow in udp to any port 2000", func(t *testing.T, g *guarded) {
 		g.want(g.out(g.udp(true, 53, 2000)), false, "reply to nothing")
