@@ -100,6 +100,8 @@ type bed struct {
 	at       int // of the next buffer
 	failed   []error
 	grace    int
+	size     int // of the ring
+	area     *vhostuser.Inflight
 }
 
 const (
@@ -108,7 +110,7 @@ const (
 	bedBuffers = 0x40000
 	bedRoom    = 1 << 20
 	bedUser    = 0x7f00_0000_0000
-	bedSize    = 1 << 20 // of the disk
+	bedSize    = 256 << 10 // of the disk
 
 	modern = FeatureVersion1 | FeatureIndirect | FeatureFlush | FeatureConfigWCE | FeatureDiscard | FeatureWriteZeroes
 )
@@ -117,7 +119,20 @@ var bedInfo = Info{Size: bedSize, BlockSize: 512, Flush: true, FUA: true, Discar
 
 func newBed(tb testing.TB, i Info, features uint64) *bed {
 	tb.Helper()
-	b := &bed{TB: tb, worker: dataplanetest.NewWorker(tb, 64), features: features}
+	b := bare(tb, features, bedQueue)
+	b.gate.disk = make([]byte, i.Size)
+	b.begin(i)
+	b.drive()
+	b.connect()
+	b.start(nil)
+	tb.Cleanup(b.hangUp)
+	return b
+}
+
+// bare is guest and front-end alone.
+func bare(tb testing.TB, features uint64, size int) *bed {
+	tb.Helper()
+	b := &bed{TB: tb, worker: dataplanetest.NewWorker(tb, 64), features: features, size: size, gate: &ram{}}
 	var err error
 	if b.fd, err = shm.NewMemFD("shunt-test-guest", bedTables+bedRoom); err != nil {
 		tb.Fatal(err)
@@ -130,12 +145,6 @@ func newBed(tb testing.TB, i Info, features uint64) *bed {
 	tb.Cleanup(func() { mapping.Free() })
 	b.memory = mapping.Bytes()
 	b.call, b.broken = eventfd(tb), eventfd(tb)
-	b.gate = &ram{disk: make([]byte, i.Size)}
-	b.begin(i)
-	b.drive()
-	b.connect()
-	b.start(nil)
-	tb.Cleanup(b.hangUp)
 	return b
 }
 
@@ -176,7 +185,7 @@ func (b *bed) drive() {
 	b.Helper()
 	var err error
 	b.driver, err = virtq.NewDriver(virtq.DriverOptions{
-		Layout: b.layout(), Size: bedQueue, Packed: b.features&FeaturePacked != 0, EventIdx: b.features&FeatureEventIdx != 0,
+		Layout: b.layout(), Size: b.size, Packed: b.features&FeaturePacked != 0, EventIdx: b.features&FeatureEventIdx != 0,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -191,6 +200,7 @@ func (b *bed) connect() {
 	}
 	b.must(b.dev.SetFeatures(b.features))
 	b.must(b.dev.SetMemory(b.regions()))
+	b.must(b.dev.SetInflight(b.area))
 }
 
 func (b *bed) regions() []vhostuser.Region {
@@ -208,7 +218,7 @@ func (b *bed) start(base *uint32) {
 
 func (b *bed) vring(base *uint32) vhostuser.VringConfig {
 	c := vhostuser.VringConfig{
-		Size: bedQueue, DescAddr: bedUser, AvailAddr: bedUser + 0x2000, UsedAddr: bedUser + 0x4000, Kick: -1, Call: b.call, Err: b.broken,
+		Size: uint32(b.size), DescAddr: bedUser, AvailAddr: bedUser + 0x2000, UsedAddr: bedUser + 0x4000, Kick: -1, Call: b.call, Err: b.broken,
 	}
 	if b.features&FeaturePacked != 0 {
 		c.Base = virtq.PackedStart | virtq.PackedStart<<16
@@ -360,3 +370,12 @@ func signalled(fd int) bool {
 var rings = map[string]uint64{
 	"split": 0, "split, event index": FeatureEventIdx, "packed": FeaturePacked, "packed, event index": FeaturePacked | FeatureEventIdx,
 }
+
+func signal(tb testing.TB, fd int) {
+	tb.Helper()
+	if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func truncate(fd int) error { return unix.Ftruncate(fd, 0) }

@@ -90,7 +90,7 @@ type slot struct {
 	status []byte // in the guest's memory
 	room   uint32 // what the chain has for us to write, the status with it
 	ended  Outcome
-	after  bool // a flush follows before the write is done
+	stable bool // the write is stable when it is done; FUA is the gate's while it has the request
 	gone   bool // its buffers are in memory that the front-end took away
 	spans  [MaxRanges]span
 	at, n  int // of spans: the one under way, how many there are
@@ -117,7 +117,7 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 	if n < headerBytes {
 		return statusIOErr, nil
 	}
-	s.Request.FUA, s.Unmap, s.Buffers, s.Offset, s.Length, s.n, s.after, s.gone = false, false, nil, 0, 0, 0, false, false
+	s.stable, s.Unmap, s.Buffers, s.Offset, s.Length, s.n, s.gone = false, false, nil, 0, 0, 0, false
 	first := binary.LittleEndian.Uint64(header[8:])
 	switch binary.LittleEndian.Uint32(header[:]) {
 	case typeIn:
@@ -126,7 +126,7 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 		if l.readOnly {
 			return statusIOErr, nil
 		}
-		s.persist(l, through)
+		s.stable = through
 		return s.transfer(l, OpWrite, first, readable), nil
 	case typeFlush:
 		s.Op = OpFlush
@@ -145,7 +145,7 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 			return statusUnsup, nil
 		}
 		s.Op = OpWriteZeroes
-		s.persist(l, through)
+		s.stable = through
 		return s.ranges(l, readable, maxZeroes/sector), nil
 	case typeGetID:
 		scatter(writable, l.serial[:])
@@ -154,12 +154,6 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 		return lifetime(l.info.Lifetime, writable), nil
 	}
 	return statusUnsup, nil
-}
-
-// persist sees that what the request writes is stable before it is done, if through.
-func (s *slot) persist(l *limits, through bool) {
-	s.FUA = through && l.info.FUA
-	s.after = through && !l.info.FUA && l.info.Flush
 }
 
 // transfer is for a read or write of what lies in buffers.

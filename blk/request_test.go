@@ -208,76 +208,38 @@ func TestSegMax(t *testing.T) {
 	}
 }
 
-// TestWriteThrough: where the driver cannot or does not want to flush, a write is stable before it is done: by FUA, or by a flush behind it.
+// TestWriteThrough: where the driver cannot or does not want to flush, a write is to be stable before it is done.
 func TestWriteThrough(t *testing.T) {
 	data := counting(512)
-	noFUA := bedInfo
-	noFUA.FUA = false
-	none := bedInfo
-	none.FUA, none.Flush = false, false
 	for name, c := range map[string]struct {
-		info     Info
 		features uint64
-		through  bool // as the driver chooses
+		choose   []byte // what the driver writes
 		fua      bool
-		ops      []Op
 	}{
-		"write-back":                       {bedInfo, FeatureFlush | FeatureConfigWCE, false, false, []Op{OpWrite}},
-		"write-through":                    {bedInfo, FeatureFlush | FeatureConfigWCE, true, true, []Op{OpWrite}},
-		"write-through, no FUA":            {noFUA, FeatureFlush | FeatureConfigWCE, true, false, []Op{OpWrite, OpFlush}},
-		"no flush negotiated":              {bedInfo, 0, false, true, []Op{OpWrite}},
-		"no flush negotiated, no FUA":      {noFUA, 0, false, false, []Op{OpWrite, OpFlush}},
-		"write-back alone":                 {noFUA, FeatureFlush, false, false, []Op{OpWrite}},
-		"nothing to be flushed":            {none, FeatureFlush | FeatureConfigWCE, true, false, []Op{OpWrite}},
-		"nothing to be flushed, no choice": {none, 0, false, false, []Op{OpWrite}},
+		"write-back":           {FeatureFlush | FeatureConfigWCE, []byte{1}, false},
+		"write-back, unasked":  {FeatureFlush | FeatureConfigWCE, nil, false},
+		"write-through":        {FeatureFlush | FeatureConfigWCE, []byte{0}, true},
+		"no flush negotiated":  {0, nil, true},
+		"a choice, no flush":   {FeatureConfigWCE, []byte{1}, true},
+		"flush, and no choice": {FeatureFlush, nil, false},
 	} {
-		for kind, payload := range map[uint32][]byte{1: data, 13: zone(3, 1, 1)} {
-			b := newBed(t, c.info, FeatureVersion1|c.features)
+		for kind, payload := range map[uint32][]byte{1: data, 13: zone(3, 1, 1), 11: zone(3, 1, 0), 0: nil} {
+			b := newBed(t, bedInfo, FeatureVersion1|c.features)
 			b.gate.log = make([]Request, 0, 10)
-			if c.features&FeatureConfigWCE != 0 {
-				mode := byte(1)
-				if c.through {
-					mode = 0
-				}
-				b.must(b.dev.WriteConfig(32, []byte{mode}, false))
+			if c.choose != nil {
+				b.must(b.dev.WriteConfig(configWriteback, c.choose, false))
 			}
-			if st, _ := b.do(header(kind, 3), payload, 0); st != 0 {
+			room := 0
+			if kind == 0 {
+				room = 512
+			}
+			if st, _ := b.do(header(kind, 3), payload, room); st != 0 {
 				t.Fatalf("%s: status %d", name, st)
 			}
-			want := slices.Clone(c.ops)
-			if kind == 13 {
-				want[0] = OpWriteZeroes
-			}
-			var ops []Op
-			for _, r := range b.gate.log {
-				ops = append(ops, r.Op)
-			}
-			if !slices.Equal(ops, want) || b.gate.log[0].FUA != c.fua || b.gate.log[0].Unmap != (kind == 13) {
-				t.Errorf("%s, type %d: %v, FUA %v, unmap %v", name, kind, ops, b.gate.log[0].FUA, b.gate.log[0].Unmap)
+			fua := c.fua && (kind == 1 || kind == 13)
+			if len(b.gate.log) != 1 || b.gate.log[0].FUA != fua || b.gate.log[0].Unmap != (kind == 13) {
+				t.Errorf("%s, type %d: %+v", name, kind, b.gate.log)
 			}
 		}
-	}
-}
-
-// TestFlushFailsBehindWrite: the driver hears of the flush that was to make its write stable.
-func TestFlushFailsBehindWrite(t *testing.T) {
-	i := bedInfo
-	i.FUA = false
-	b := newBed(t, i, FeatureVersion1)
-	b.gate.hold = true
-	head := b.buffers(16, 512)
-	b.put(header(1, 0), head)
-	st := b.buffers(1)
-	b.add(head, st)
-	b.round()
-	b.gate.answer(OK)
-	b.round()
-	if _, _, ok, _ := b.driver.Used(); ok {
-		t.Fatal("the write is done before it is stable")
-	}
-	b.gate.answer(Failed)
-	b.round()
-	if _, _, ok, _ := b.driver.Used(); !ok || b.view(st[0])[0] != byte(statusIOErr) {
-		t.Errorf("%v, status %d", ok, b.view(st[0])[0])
 	}
 }

@@ -12,7 +12,7 @@ import (
 // ended in time: then it waits for that, and nobody looks at what it says.
 //
 //	take ─▶ slot under way ─▶ gate ─▶ Done ─▶ finish ─┬▶ answer: status, Complete ─▶ published once a round
-//	                           ▲                      ├▶ another range, or a flush behind a write
+//	                           ▲                      └▶ another range
 //	                           └──────────────────────┘
 type run struct {
 	queue   *Queue
@@ -105,7 +105,7 @@ func (r *run) take(l *limits, through bool) error {
 }
 
 func (r *run) submit(s *slot) {
-	s.state = atGate
+	s.state, s.FUA = atGate, s.stable
 	r.out++
 	r.queue.gate.Submit(&s.Request)
 }
@@ -189,11 +189,6 @@ func (r *run) goOn(s *slot) {
 func (s *slot) more() bool {
 	if s.at++; s.at < s.n {
 		s.span()
-		return true
-	}
-	if s.after {
-		s.after, s.n = false, 0
-		s.Op, s.FUA, s.Buffers, s.Offset, s.Length = OpFlush, false, nil, 0, 0
 		return true
 	}
 	return false

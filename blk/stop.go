@@ -9,13 +9,13 @@ import (
 // A front-end waits for StopVring, resets and the removal of memory under its big lock, and a store may not answer for minutes. So:
 //
 //	0 ms    nothing is taken any more; what is under way has until drainTime to end by itself, which is what happens to nearly all of it
-//	35 ms   the gate is asked to call the rest back (Lane.Withdraw)
-//	90 ms   what has not come back by then is left alone: its run waits for it, its guest memory cannot be used for anything else
+//	20 ms   the gate is asked to call the rest back (Lane.Withdraw)
+//	75 ms   what has not come back by then is left alone: its run waits for it, its guest memory cannot be used for anything else
 //
 // and whatever has no answer is given back to the driver's side of the ring (inflight.go), so the front-end is told a base behind which nothing is lost. A device
 // with many queues spends drainTime once.
 const (
-	drainTime    = 35 * time.Millisecond
+	drainTime    = 20 * time.Millisecond
 	withdrawTime = 55 * time.Millisecond
 )
 

@@ -20,7 +20,7 @@ func (s *session) getInflightFD(m *message) ([]byte, error) {
 	if s.negotiated {
 		packed = s.features
 	}
-	area, fd, err := newInflight(queues, size, packed&featurePacked != 0)
+	area, fd, err := NewInflight(queues, size, packed&featurePacked != 0)
 	if err != nil {
 		return nil, err
 	}
@@ -66,10 +66,10 @@ func (s *session) inflightShape(m *message) (queues, size int, err error) {
 // exchangeInflight gives the device another area, or none, and frees the one before.
 func (s *session) exchangeInflight(area *Inflight) error {
 	if err := s.device.(InflightTracker).SetInflight(area); err != nil {
-		area.free()
+		area.Free()
 		return fmt.Errorf("set inflight area: %w", err)
 	}
-	s.inflight.free()
+	s.inflight.Free()
 	s.inflight = area
 	return nil
 }
@@ -78,7 +78,7 @@ func (s *session) exchangeInflight(area *Inflight) error {
 func (s *session) endInflight() {
 	if s.inflight != nil {
 		if err := s.device.(InflightTracker).SetInflight(nil); err == nil {
-			s.inflight.free()
+			s.inflight.Free()
 		}
 		s.inflight = nil
 	}

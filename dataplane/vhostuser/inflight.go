@@ -100,8 +100,8 @@ func inflightStride(size int, packed bool) int {
 	return (n + inflightAlign - 1) &^ (inflightAlign - 1)
 }
 
-// newInflight makes an area, zeroed, and the file to give to the front-end. Its size is sealed, so it cannot be taken away under us.
-func newInflight(queues, size int, packed bool) (a *Inflight, fd int, err error) {
+// NewInflight makes an area, zeroed, and the file to give to the front-end, which the caller closes. Its size is sealed, so it cannot be taken away under us.
+func NewInflight(queues, size int, packed bool) (a *Inflight, fd int, err error) {
 	bytes := int64(queues) * int64(inflightStride(size, packed))
 	fd, err = shm.NewMemFD("shunt-inflight", bytes)
 	if err != nil {
@@ -139,8 +139,8 @@ func mapInflight(fd int, offset, bytes uint64, queues, size int) (*Inflight, err
 	return &Inflight{Queues: queues, Size: size, bytes: mapping.Bytes()[:bytes], stride: stride, mapping: mapping}, nil
 }
 
-// free unmaps the area.
-func (a *Inflight) free() {
+// Free unmaps the area. No device may have it any more.
+func (a *Inflight) Free() {
 	if a != nil {
 		_ = a.mapping.Free()
 	}
