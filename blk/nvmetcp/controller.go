@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -52,7 +53,8 @@ func associate(ctx context.Context, o *Options, kato time.Duration) (*associatio
 
 // late names the timeout that ended an attempt, rather than what it broke.
 func late(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		<-ctx.Done()
 		return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 	}
 	return err

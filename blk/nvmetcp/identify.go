@@ -125,7 +125,8 @@ type identity struct {
 // descriptors adds what the namespace identification descriptor list has: type, length, two reserved bytes, the identifier.
 func (id *identity) descriptors(b []byte) (csi byte) {
 	for len(b) >= 4 && b[1] != 0 && len(b) >= 4+int(b[1]) {
-		v := b[4 : 4+b[1]]
+		end := 4 + int(b[1])
+		v := b[4:end]
 		switch {
 		case b[0] == 1 && len(v) == 8:
 			copy(id.eui64[:], v)
@@ -136,7 +137,7 @@ func (id *identity) descriptors(b []byte) (csi byte) {
 		case b[0] == 4 && len(v) == 1:
 			csi = v[0]
 		}
-		b = b[4+b[1]:]
+		b = b[end:]
 	}
 	return csi
 }
