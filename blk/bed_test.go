@@ -59,6 +59,8 @@ func (g *ram) answer(o Outcome) {
 	g.end(i, o)
 }
 
+func (g *ram) Busy() int { return len(g.waiting) }
+
 func (g *ram) end(i int, o Outcome) {
 	r := g.waiting[i]
 	copy(g.waiting[i:], g.waiting[i+1:])
@@ -99,7 +101,6 @@ type bed struct {
 	broken   int
 	at       int // of the next buffer
 	failed   []error
-	grace    int
 	size     int // of the ring
 	area     *vhostuser.Inflight
 }
@@ -169,15 +170,16 @@ func eventfd(tb testing.TB) int {
 // begin makes a device, as a new process would.
 func (b *bed) begin(i Info) {
 	b.Helper()
-	var err error
-	b.dev, err = newDevice(options{
-		info: i, serial: "a-disk", queues: []*Queue{{worker: b.worker, gate: b.gate}},
-		failed: func(err error) { b.failed = append(b.failed, err) }, grace: func() { b.grace++ },
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	b.dev = newDevice(i, "a-disk", &Queue{worker: b.worker, gate: b.gate})
+	b.dev.failed = func(err error) { b.failed = append(b.failed, err) }
 	b.dev.drain = 0
+}
+
+// newDevice makes a device of queues with gates of their own.
+func newDevice(i Info, serial string, queues ...*Queue) *Device {
+	d := &Device{queues: queues}
+	d.init(i, serial, nil)
+	return d
 }
 
 // drive makes a new driver, with an empty ring.

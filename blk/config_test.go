@@ -72,13 +72,11 @@ func TestConfig(t *testing.T) {
 func newConfigured(t *testing.T, i Info, queues int) *Device {
 	t.Helper()
 	b := bare(t, 0, bedQueue)
-	o := options{info: i, serial: "01234567890123456789"}
+	var all []*Queue
 	for range queues {
-		o.queues = append(o.queues, &Queue{worker: b.worker, gate: b.gate})
+		all = append(all, &Queue{worker: b.worker, gate: b.gate})
 	}
-	d, err := newDevice(o)
-	b.must(err)
-	return d
+	return newDevice(i, "01234567890123456789", all...)
 }
 
 // TestWriteConfig: the driver writes one byte, and two values.
@@ -142,23 +140,6 @@ func TestFeatures(t *testing.T) {
 		o := d.Offer()
 		if o.Features != always|c.more || o.Vrings != c.queues || o.ProtocolFeatures&vhostuser.ProtocolConfig == 0 {
 			t.Errorf("%s: %+v, want features %#x", name, o, always|c.more)
-		}
-	}
-}
-
-// TestRefusedDevices: each mistake is one clear sentence.
-func TestRefusedDevices(t *testing.T) {
-	queues := []*Queue{{}}
-	for _, o := range []options{
-		{info: bedInfo},
-		{info: bedInfo, queues: make([]*Queue, MaxQueues+1)},
-		{info: bedInfo, queues: queues, serial: "012345678901234567890"},
-		{info: Info{Size: 1000, BlockSize: 512}, queues: queues},
-		{info: Info{Size: 3000, BlockSize: 1000}, queues: queues},
-		{info: Info{Size: 1024, BlockSize: 256}, queues: queues},
-	} {
-		if _, err := newDevice(o); err == nil {
-			t.Errorf("%+v was taken", o)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 // sees they change only within Worker.Do. How a ring is stopped while its store does not answer, stop.go tells.
 type Device struct {
 	queues  []*Queue
+	volume  *Volume
 	serial  string
 	failed  func(error)
 	changed func()
@@ -55,38 +56,82 @@ type DeviceState struct {
 	Failed error
 }
 
-// options of newDevice.
-type options struct {
-	info    Info
-	serial  string
-	queues  []*Queue // worker and gate are set
-	grace   func()
-	failed  func(error)
-	changed func()
+// DeviceOptions configure a Device. Volume and Queues must be set.
+type DeviceOptions struct {
+	Volume *Volume
+	// Queues says on which worker each queue is, and with it which ring its requests use. At most MaxQueues; a guest may use fewer.
+	Queues []Host
+	// Grace returns when every worker of the engine has ended the round it was in. Nil: those of the queues alone.
+	Grace func()
+	// Failed is told why a guest broke the rules and a queue, or the device, went out of service. It is called on a worker and must not block. Nil: nobody is told.
+	Failed func(error)
+	// ConfigChanged is called when the front-end is to read the configuration again: vhostuser.Backend.ConfigChanged. Nil: it is not told.
+	ConfigChanged func()
 }
 
-func newDevice(o options) (*Device, error) {
-	if len(o.queues) == 0 || len(o.queues) > MaxQueues {
-		return nil, fmt.Errorf("virtio-blk device of %d queues: must be 1 to %d", len(o.queues), MaxQueues)
+// NewDevice makes a device that no guest is connected to, with a gate of the volume for each queue. Nobody polls it before Start.
+func NewDevice(o DeviceOptions) (*Device, error) {
+	if len(o.Queues) == 0 || len(o.Queues) > MaxQueues {
+		return nil, fmt.Errorf("virtio-blk device of %d queues: must be 1 to %d", len(o.Queues), MaxQueues)
 	}
-	if len(o.serial) > serialBytes {
-		return nil, fmt.Errorf("serial %q has %d bytes: virtio-blk has room for %d", o.serial, len(o.serial), serialBytes)
+	d := &Device{volume: o.Volume, failed: o.Failed, changed: o.ConfigChanged}
+	for _, host := range o.Queues {
+		g, err := o.Volume.NewGate(host)
+		if err != nil {
+			d.closeGates()
+			return nil, err
+		}
+		d.queues = append(d.queues, &Queue{worker: host.Worker, gate: g})
 	}
-	if b := o.info.BlockSize; b != 0 && (b < sector || b&(b-1) != 0 || o.info.Size%uint64(b) != 0) {
-		return nil, fmt.Errorf("a disk of %d bytes in blocks of %d: these must be a power of two from %d on, and the disk a multiple", o.info.Size, b, sector)
-	}
-	d := &Device{queues: o.queues, serial: o.serial, failed: o.failed, changed: o.changed, drain: drainTime}
-	d.memory = vhostuser.Memory{Use: d.useMemory, Grace: o.grace}
-	if o.grace == nil {
+	d.init(o.Volume.Info(), o.Volume.Serial(), o.Grace)
+	o.Volume.OnChange(d.Changed)
+	d.Changed(o.Volume.Info()) // it may have changed before we listened
+	return d, nil
+}
+
+// init is what is left to do when the queues have workers and gates.
+func (d *Device) init(i Info, serial string, grace func()) {
+	d.serial, d.drain = serial, drainTime
+	d.memory = vhostuser.Memory{Use: d.useMemory, Grace: grace}
+	if grace == nil {
 		d.memory.Grace = func() { d.each(func(*Queue) {}) }
 	}
-	for i, q := range d.queues {
-		q.device, q.index = d, i
+	for n, q := range d.queues {
+		q.device, q.index = d, n
 	}
-	d.disk.Store(limitsOf(&o.info, o.serial))
-	d.writeThrough.Store(!o.info.Flush)
+	d.disk.Store(limitsOf(&i, serial))
+	d.writeThrough.Store(!i.Flush)
 	d.state.Store(&DeviceState{})
-	return d, nil
+}
+
+// Start has the workers poll the queues.
+func (d *Device) Start() {
+	for _, q := range d.queues {
+		q.worker.Do(func() { q.worker.Add(q) })
+	}
+}
+
+// Close ends the device, to which no front-end is connected any more, and its gates. It fails where a request that nobody can end is still under way.
+func (d *Device) Close() error {
+	if d.volume != nil {
+		d.volume.OnChange(nil)
+	}
+	for _, q := range d.queues {
+		if err := q.drained(); err != nil {
+			return err
+		}
+		q.worker.Do(func() { q.worker.Remove(q) })
+	}
+	d.closeGates()
+	return nil
+}
+
+func (d *Device) closeGates() {
+	for _, q := range d.queues {
+		if g, ok := q.gate.(*Gate); ok {
+			g.Close()
+		}
+	}
 }
 
 // Queues are the device's, each to be polled by its worker (Worker.Add).

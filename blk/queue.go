@@ -44,6 +44,8 @@ type gate interface {
 	Flush()
 	// Withdraw has every request that was submitted end soon.
 	Withdraw()
+	// Busy is how many requests have not ended.
+	Busy() int
 }
 
 // QueueStats are counters of a queue, written by its worker and read by anybody. What went to the store the Volume counts.

@@ -1,6 +1,7 @@
 package blk
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/vhostuser"
@@ -188,6 +189,27 @@ func (q *Queue) resume() {
 			r.answer(s, statusIOErr)
 		} else if s.state == withdrawn {
 			r.submit(s)
+		}
+	}
+}
+
+// closeTime is how long Close waits for requests that were left alone.
+const closeTime = 2 * time.Second
+
+// drained waits until nothing of the queue is at its gate.
+func (q *Queue) drained() error {
+	for deadline := time.Now().Add(closeTime); ; time.Sleep(time.Millisecond) {
+		busy := 0
+		q.worker.Do(func() {
+			if busy = q.gate.Busy(); busy > 0 {
+				q.gate.Withdraw()
+			}
+		})
+		if busy == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("queue %d: %d requests are still under way, which the store does not end: the kernel has them, or a network file system", q.index, busy)
 		}
 	}
 }
