@@ -1,9 +1,12 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -59,8 +62,8 @@ func TestRestart(t *testing.T) {
 			writes = append(writes, ask(blk.OpWrite, uint64(i*8192), b))
 		}
 		u.submit(writes...)
-		server.kill()
 		broken := time.Now()
+		server.kill()
 		var lost []*asked
 		for _, a := range writes {
 			switch o := <-a.end; o {
@@ -136,6 +139,11 @@ func TestSilence(t *testing.T) {
 		if err := syscall.Kill(server.Process.Pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		for end := time.Now().Add(patient); !server.stopped(t); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the server does not stop")
+			}
+		}
 		a := ask(blk.OpRead, 0, u.memory[:4096])
 		u.submit(a)
 		u.ends(a, blk.Lost)
@@ -199,6 +207,22 @@ func TestSilence(t *testing.T) {
 			t.Errorf("it says %q", u.downs()[0])
 		}
 	})
+}
+
+// stopped tells whether all threads of a process are.
+func (p *process) stopped(t *testing.T) bool {
+	t.Helper()
+	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		stat, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(stat, []byte(") T ")) {
+			return false
+		}
+	}
+	return len(names) > 0
 }
 
 // TestWitness: where another connection to the server outlives a break the server is known to be the same, and only there.
@@ -274,6 +298,88 @@ func TestGrowth(t *testing.T) {
 	if err != nil || data[2*imageSize-4096] != 77 {
 		t.Errorf("what was written beyond the old end is not there (%v)", err)
 	}
+}
+
+// TestGrowthUnderLoad: requests are on their way all the time, and none fails by that.
+func TestGrowthUnderLoad(t *testing.T) {
+	file := image(t)
+	_, o := nbdkit(t, "file", file)
+	s := open(t, o)
+	u := newBench(t).use(s)
+	r := newRunner(u, blk.OpWrite, 300, 8192) // more than the lane takes at once
+	r.requests = r.requests[:maxTasks]
+	u.b.do(func() { r.start(1 << 30) })
+	for i := range 5 {
+		if err := os.Truncate(file, int64(i+2)*imageSize); err != nil {
+			t.Fatal(err)
+		}
+		if i, err := s.Refresh(context.Background()); err != nil || i.Size <= imageSize {
+			t.Fatalf("refreshed: %d bytes, %v", i.Size, err)
+		}
+	}
+	u.b.do(func() { r.left = 0 })
+	<-r.done
+	if r.failed > 0 || len(u.downs()) > 0 {
+		t.Errorf("%d failed; down: %v", r.failed, u.downs())
+	}
+}
+
+// TestRoom: a lane that is full hands back, and says when it is not any more.
+func TestRoom(t *testing.T) {
+	m := newMock(t).serve()
+	u := newBench(t).use(open(t, m.options()))
+	client := m.client()
+	u.b.do(func() {
+		for range maxTasks {
+			if !u.lane.Submit(&ask(blk.OpFlush, 0).Request) {
+				t.Error("handed back before it is full")
+			}
+		}
+		if u.lane.Submit(&ask(blk.OpFlush, 0).Request) {
+			t.Error("taken though it is full")
+		}
+	})
+	client.send(none(client.next()))
+	u.await("room", func() bool { return u.room > 0 })
+	a := ask(blk.OpFlush, 0)
+	u.submit(a)
+	for range maxTasks {
+		client.send(none(client.next()))
+	}
+	u.ends(a, blk.OK)
+}
+
+// TestZeroes: many are zeroed in one command where the server is quick at it, and in pieces where it is not.
+func TestZeroes(t *testing.T) {
+	m := newMock(t)
+	m.size = 8 << 30
+	m.serve()
+	u := newBench(t).use(open(t, m.options()))
+	client := m.client()
+	zeroes := func(length uint64, unmap bool) *asked {
+		a := ask(blk.OpWriteZeroes, 1<<20)
+		a.Length, a.Unmap = length, unmap
+		u.submit(a)
+		return a
+	}
+	expect := func(flags uint16, offset uint64, length uint32) got {
+		t.Helper()
+		g := client.next()
+		if g.command != cmdWriteZeroes || g.flags != flags || g.offset != offset || g.length != length {
+			t.Errorf("%+v, not flags %#x, %d bytes at %d", g, flags, length, offset)
+		}
+		return g
+	}
+	a := zeroes(4096, true)
+	client.send(none(expect(0, 1<<20, 4096)))
+	u.ends(a, blk.OK)
+	a = zeroes(3<<29, false)
+	client.send(none(expect(cmdFlagFastZero|cmdFlagNoHole, 1<<20, 1<<30)))
+	client.send(errorChunk(expect(cmdFlagFastZero|cmdFlagNoHole, 1<<20+1<<30, 1<<29), chunkDone, errnoNotSupported, ""))
+	for i := range uint64(16) {
+		client.send(none(expect(cmdFlagNoHole, 1<<20+1<<30+i*slowZeroes, slowZeroes)))
+	}
+	u.ends(a, blk.OK)
 }
 
 // TestChanged: a server that comes back with another size is told about; with less than guests were told, it is not taken.

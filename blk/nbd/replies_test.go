@@ -115,7 +115,6 @@ func (f *fuzzed) renew(tb testing.TB, structured bool) {
 		p.waiting = false
 		if a.orphan {
 			f.abandon(k)
-			k.leaving = true
 			f.finish(k, blk.Withdrawn)
 		}
 	}

@@ -195,6 +195,7 @@ type table struct {
 	large                int    // those of them that are reads of large and more
 	orphans              int    // those of them that write and were withdrawn
 	ended                int    // parts that came to an end since the lane looked
+	leaving              int    // tasks that are
 }
 
 func (t *table) open() {
@@ -311,6 +312,9 @@ func (t *table) finish(k *task, o blk.Outcome) {
 	r := k.r
 	if k.ready {
 		t.ready.remove(k.slot)
+	}
+	if k.leaving {
+		t.leaving--
 	}
 	k.r, k.ready, k.leaving = nil, false, false
 	t.freeTasks.push(k.slot)

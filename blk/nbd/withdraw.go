@@ -19,6 +19,7 @@ func (l *lane) Withdraw(r *blk.Request) {
 	}
 	t := &l.tasks[r.Slot]
 	t.leaving = true
+	l.leaving++
 	if t.ready {
 		t.ready = false
 		l.ready.remove(t.slot)
@@ -55,7 +56,7 @@ func (l *lane) receiving(t *task) bool {
 
 // released: an operation has ended, and tasks may have waited for it.
 func (l *lane) released() {
-	if l.dropping != nil {
+	if l.dropping != nil || l.leaving == 0 {
 		return
 	}
 	for i := range l.tasks {
