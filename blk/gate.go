@@ -139,6 +139,7 @@ func (g *Gate) give(r *Request, now int64) bool {
 		if t.list != nil {
 			r.leave()
 		}
+		t.doomed = true
 		g.later(r, Failed)
 		return true
 	}
@@ -197,7 +198,7 @@ func (g *Gate) Done(r *Request, o Outcome) {
 	case o != OK:
 	case r.Op == OpFlush:
 		if g.volume.ledger.cover(t.epoch); g.volume.ledger.fails(t.epoch) {
-			o = Failed
+			o, t.doomed = Failed, true
 		}
 	case t.stable && !r.FUA:
 		g.written.insert(r)
@@ -241,6 +242,9 @@ func (g *Gate) down() {
 func (g *Gate) end(r *Request, o Outcome) {
 	g.stats.count(r, o, g.at(going))
 	g.busy--
+	if r.held.doomed && o == Failed {
+		g.volume.ledger.tell()
+	}
 	h := r.held.handler
 	r.Handler, r.held.handler = h, nil
 	h.Done(r, o)

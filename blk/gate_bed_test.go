@@ -76,7 +76,15 @@ func (a *ask) Done(r *blk.Request, o blk.Outcome) {
 
 func newRig(tb testing.TB, gates int, s blktest.Options, p blk.Policy) *rig {
 	tb.Helper()
-	r := &rig{TB: tb, watch: newWatch(), workers: dataplanetest.NewWorkers(tb, 2, 16)}
+	r := openRig(tb, dataplanetest.NewWorkers(tb, 2, 16), gates, s, p)
+	tb.Cleanup(r.close)
+	return r
+}
+
+// openRig makes one for those who close it.
+func openRig(tb testing.TB, workers []*dataplane.Worker, gates int, s blktest.Options, p blk.Policy) *rig {
+	tb.Helper()
+	r := &rig{TB: tb, watch: newWatch(), workers: workers}
 	if s.Size == 0 {
 		s.Size = 64 << 10
 	}
@@ -97,7 +105,6 @@ func newRig(tb testing.TB, gates int, s blktest.Options, p blk.Policy) *rig {
 		}
 		r.gates = append(r.gates, g)
 	}
-	tb.Cleanup(r.close)
 	return r
 }
 

@@ -3,6 +3,7 @@ package blk_test
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,12 +40,18 @@ func TestGateWaits(t *testing.T) {
 	for _, kept := range []bool{true, false} {
 		r := newRig(t, 2, blktest.Options{Delay: time.Millisecond, Depth: 4}, blk.Policy{})
 		var asks []*ask
+		var order []uint64 // of gate 0, in sectors
 		for i := range 10 {
 			asks = append(asks, r.submit(0, blk.OpWrite, i*512, sectors(1, byte(i+1))))
 		}
 		r.store.Break(errCable)
 		for i := range 10 {
 			asks = append(asks, r.submit(i%2, blk.OpWrite, (10+i)*512, sectors(1, byte(i+11))))
+		}
+		for i, a := range asks {
+			if i < 10 || i%2 == 0 {
+				a.then = func(a *ask) { order = append(order, a.Offset) }
+			}
 		}
 		r.pass(time.Minute)
 		for _, a := range asks {
@@ -59,6 +66,9 @@ func TestGateWaits(t *testing.T) {
 			if r.ended(a, blk.OK); !bytes.Equal(r.store.Content(i*512, 512), sectors(1, byte(i+1))) {
 				t.Errorf("write %d is not there", i)
 			}
+		}
+		if !slices.IsSorted(order) || len(order) != 15 {
+			t.Errorf("requests of one gate were submitted again in the order %d", order)
 		}
 		if s := r.volume.Stats(); s.Retries != 4 || s.Reconnects != 2 || s.Losses != 0 {
 			t.Errorf("%d retries, %d reconnects, %d losses", s.Retries, s.Reconnects, s.Losses)
@@ -209,6 +219,40 @@ func TestLossIsTold(t *testing.T) {
 	flush(1, blk.OK)
 	if s := r.volume.Stats(); s.Losses != 3 || s.LossesTold != 4 {
 		t.Errorf("%d losses, %d told", s.Losses, s.LossesTold)
+	}
+}
+
+// A flush that one lane has while another finds out what was lost fails, too: its end is looked at, not only its beginning.
+func TestLossWhileFlushing(t *testing.T) {
+	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
+	w := r.submit(1, blk.OpWrite, 0, sectors(1, 1))
+	r.rounds(2)
+	r.ended(w, blk.OK)
+	r.store.Silence(true)
+	f := r.submit(0, blk.OpFlush, 0, nil)
+	r.rounds(2)
+	r.store.Fall(1, errCable)
+	r.store.Rise(1, false)
+	r.store.Silence(false)
+	r.rounds(2)
+	r.ended(f, blk.Failed)
+}
+
+// What has survived one end of the store without being flushed may be lost with the next one: that is told, too.
+func TestLossOfWhatSurvived(t *testing.T) {
+	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
+	w := r.submit(1, blk.OpWrite, 0, sectors(1, 1))
+	r.rounds(2)
+	r.ended(w, blk.OK)
+	for range 3 {
+		r.store.Break(errCable)
+		r.store.Restore(false)
+		f := r.submit(0, blk.OpFlush, 0, nil)
+		r.rounds(2)
+		r.ended(f, blk.Failed)
+		if n := r.volume.State().Unflushed; n != 1 {
+			t.Errorf("%d writes may not be stable", n)
+		}
 	}
 }
 

@@ -15,14 +15,16 @@ import (
 //
 // A flush covers the writes of all lanes that were done when it was submitted (Info.Lanes), and none that was done later.
 //
-// When a store has lost writes, the flushes that were submitted before that was known fail, for they might have covered them; if there is
-// none, the next one does.
+// When a store has lost writes, every flush fails until one has told the guest, and so does each that was submitted before that: it might have covered them.
+//
+// What cannot be known here: a store that ends twice, while one lane is away all the time and another one comes back in between and has not noticed the second
+// end. A flush on the first lane then goes well although it covers none of what the second lane wrote in between.
 type ledger struct {
 	epoch   atomic.Uint64 // of the last flush that was submitted; begins at 1
 	flushed atomic.Uint64 // writes of earlier epochs are stable
 
-	lost atomic.Uint64 // flushes up to this epoch fail
-	owed atomic.Bool   // none has failed yet since then
+	owed atomic.Bool   // the guest is to be told: all flushes fail
+	lost atomic.Uint64 // those up to this epoch fail
 
 	// losses counts stores that came back without what they had acknowledged; failed the flushes that told the guest.
 	losses, failed atomic.Uint64
@@ -134,8 +136,11 @@ func (l *ledger) judge(p *page, now int64) (doubtful uint64) {
 	}
 	p.up.Store(now)
 	if any {
+		// What has survived is no more stable than it was. It is this lane's from now on, so that it counts if the store ends once more.
+		p.last.Store(epoch)
+		p.count.Store(doubtful)
+		p.fresh.Store(0)
 		l.losses.Add(1)
-		l.lost.Store(epoch)
 		l.owed.Store(true)
 		return max(doubtful, 1)
 	}
@@ -143,15 +148,17 @@ func (l *ledger) judge(p *page, now int64) (doubtful uint64) {
 }
 
 // fails tells whether a flush of this epoch must fail because of what was lost.
-func (l *ledger) fails(epoch uint64) bool {
-	switch {
-	case epoch <= l.lost.Load():
-		l.owed.Store(false)
-	case !l.owed.Load() || !l.owed.CompareAndSwap(true, false):
-		return false
-	}
+func (l *ledger) fails(epoch uint64) bool { return l.owed.Load() || epoch <= l.lost.Load() }
+
+// tell is for when a flush has failed for that, and the guest is about to know. Flushes that it submitted before it knew fail, too.
+func (l *ledger) tell() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.failed.Add(1)
-	return true
+	if l.owed.Load() {
+		l.lost.Store(l.epoch.Load())
+		l.owed.Store(false)
+	}
 }
 
 // unflushed is how many writes were acknowledged since the last flush that succeeded; at most, while several flushes are under way.

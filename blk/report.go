@@ -15,15 +15,16 @@ type VolumeState struct {
 	Policy Policy
 	// Unflushed is how many writes were acknowledged since the last flush.
 	Unflushed uint64
-	// Doubt: the store has lost acknowledged writes, and no flush of the guest's has failed yet to tell it.
-	Doubt bool
+	// Doubt: the store has lost acknowledged writes, and no flush of the guest's has failed yet to tell it. LossesTold is how many flushes have failed so.
+	Doubt      bool
+	LossesTold uint64
 }
 
 // State is for people and metrics. Anybody may ask, workers too.
 func (v *Volume) State() VolumeState {
 	return VolumeState{
 		State: v.store.State(), Info: v.Info(), Policy: v.Policy(),
-		Unflushed: v.ledger.unflushed(), Doubt: v.ledger.owed.Load(),
+		Unflushed: v.ledger.unflushed(), Doubt: v.ledger.owed.Load(), LossesTold: v.ledger.failed.Load(),
 	}
 }
 

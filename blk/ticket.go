@@ -16,6 +16,7 @@ type ticket struct {
 	again    bool    // it was submitted to the lane before
 	ending   ending  // why it was asked back from the lane
 	outcome  Outcome // of a request that ended by itself, until somebody can be told
+	doomed   bool    // a flush that fails because of what the store has lost
 	flushing bool    // it is the gate's own flush
 }
 

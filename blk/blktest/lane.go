@@ -16,6 +16,7 @@ type lane struct {
 	events blk.Events
 
 	up      bool
+	dead    bool // the store that it knew is no more
 	refused bool // a request was handed back; Room is due
 	waiting []task
 	ended   []ended // by the current Poll
@@ -131,11 +132,9 @@ func (l *lane) perform() {
 	for _, t := range l.waiting {
 		switch {
 		case t.withdrawn:
-			if s.chance.IntN(2) == 0 {
-				s.execute(t.r)
-			}
+			l.perhaps(t.r)
 			l.ended = append(l.ended, ended{t.r, blk.Withdrawn})
-		case t.due <= now && !l.silent:
+		case t.due <= now && !l.silent && !l.dead:
 			l.ended = append(l.ended, ended{t.r, s.answer(t.r)})
 		default:
 			kept = append(kept, t)
@@ -162,10 +161,9 @@ func (l *lane) fall(why error) {
 	s := l.store
 	s.mu.Lock()
 	early := s.chance.IntN(2) == 0
+	s.chance.Shuffle(len(l.waiting), func(i, j int) { l.waiting[i], l.waiting[j] = l.waiting[j], l.waiting[i] })
 	for _, t := range l.waiting {
-		if s.chance.IntN(2) == 0 {
-			s.execute(t.r)
-		}
+		l.perhaps(t.r)
 		l.ended = append(l.ended, ended{t.r, blk.Lost})
 	}
 	clear(l.waiting)
@@ -181,12 +179,30 @@ func (l *lane) fall(why error) {
 	}
 }
 
+// perhaps executes a request whose end nobody hears of. With the store's lock.
+func (l *lane) perhaps(r *blk.Request) {
+	if !l.dead && l.store.chance.IntN(2) == 0 {
+		l.store.execute(r)
+	}
+}
+
+// die has what is under way be executed or not; from then on nothing is.
+func (l *lane) die() {
+	s := l.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range l.waiting {
+		l.perhaps(t.r)
+	}
+	l.dead = true
+}
+
 // rise has the store back.
 func (l *lane) rise(kept bool) {
 	if l.up {
 		return
 	}
-	l.up = true
+	l.up, l.dead = true, false
 	l.events.Up(kept)
 }
 
@@ -194,7 +210,7 @@ func (l *lane) rise(kept bool) {
 func (l *lane) Arm() time.Duration {
 	least := dataplane.Forever
 	for _, t := range l.waiting {
-		if !l.silent {
+		if !l.silent && !l.dead {
 			least = min(least, time.Duration(max(0, t.due-l.store.options.Clock())))
 		}
 	}
@@ -204,7 +220,7 @@ func (l *lane) Arm() time.Duration {
 // Pending tells whether Poll has something to do.
 func (l *lane) Pending() bool {
 	for _, t := range l.waiting {
-		if t.withdrawn || !l.silent && (t.due == 0 || t.due <= l.store.options.Clock()) {
+		if t.withdrawn || !l.silent && !l.dead && (t.due == 0 || t.due <= l.store.options.Clock()) {
 			return true
 		}
 	}

@@ -197,6 +197,40 @@ func (s *Store) Restore(kept bool) {
 	s.on(func(l *lane) { l.rise(kept) })
 }
 
+// Restart has the store die and be there anew at once, as Restore(false) says, while the lanes know nothing of it: they take requests that nobody answers until they Fall.
+func (s *Store) Restart() {
+	s.on(func(l *lane) { l.die() })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost = 0
+	s.cut()
+}
+
+// Lanes is how many there are, in the order in which they were opened.
+func (s *Store) Lanes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.lanes)
+}
+
+// Fall has one lane lose the store, and Rise has it back.
+func (s *Store) Fall(lane int, why error) {
+	l := s.lane(lane)
+	l.host.Worker.Do(func() { l.fall(why) })
+}
+
+// Rise has one lane find the store again. kept is what it tells, true or not.
+func (s *Store) Rise(lane int, kept bool) {
+	l := s.lane(lane)
+	l.host.Worker.Do(func() { l.rise(kept) })
+}
+
+func (s *Store) lane(i int) *lane {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lanes[i]
+}
+
 // cut is the power cut.
 func (s *Store) cut() {
 	for _, i := range s.blocks {
