@@ -60,6 +60,24 @@ func TestOpenErrors(t *testing.T) {
 }
 
 // TestOpenWithoutCapabilities opens sockets on threads that gave capabilities away.
+// A socket whose device was in another namespace has none, though the device is back. That it was down in between is another matter.
+func TestOrphaned(t *testing.T) {
+	a, b := newPair(t, 1, 1500)
+	u, _ := newUMEM(t, 64)
+	s := a.open(t, u, SocketOptions{Rx: 64, Tx: 64, Fill: 64, Completion: 64})
+	index := a.link(t).Attrs().Index
+	a.run(t, "ip", "link", "set", a.Name, "down")
+	a.run(t, "ip", "link", "set", a.Name, "up")
+	if s.Orphaned() {
+		t.Error("orphaned by a device that was down")
+	}
+	a.run(t, "ip", "link", "set", a.Name, "netns", b.Namespace.Name)
+	b.run(t, "ip", "link", "set", a.Name, "netns", a.Namespace.Name)
+	if !s.Orphaned() {
+		t.Errorf("its device had index %d, was away, and has %d: not orphaned", index, a.link(t).Attrs().Index)
+	}
+}
+
 func TestOpenWithoutCapabilities(t *testing.T) {
 	a, _ := newPair(t, 1, 1500)
 	u, _ := newUMEM(t, 4*RingSize)

@@ -163,6 +163,13 @@ func (s *Socket) Statistics() (Statistics, error) {
 	}, nil
 }
 
+// Orphaned tells whether the kernel has taken the socket off its device for good: that was deleted, or left this network namespace, and is another one to the
+// kernel when it is back, be it with the index it had. The kernel tells it once. Any goroutine may ask.
+func (s *Socket) Orphaned() bool {
+	why, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	return err == nil && unix.Errno(why) == unix.ENETDOWN
+}
+
 // Close closes the socket; no goroutine may use it or its rings any more. The kernel writes into no frame after it. Sockets
 // that share the queue are closed before its owner.
 func (s *Socket) Close() error {

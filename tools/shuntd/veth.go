@@ -170,7 +170,7 @@ func (v *veth) look(p *port) {
 	if link, err := netlink.LinkByName(v.name); err == nil {
 		index, mtu = link.Attrs().Index, link.Attrs().MTU
 	}
-	if index == v.index && index != 0 {
+	if index == v.index && index != 0 && !v.orphaned() {
 		v.setMTU(p, mtu)
 		return
 	}
@@ -192,6 +192,14 @@ func (v *veth) look(p *port) {
 		log.Error("cannot take the interface back into service", "error", err)
 	}
 	v.setFailed(err)
+}
+
+// orphaned tells whether the interface was away: what was open on it is dead, though it is there again, before anybody looked.
+func (v *veth) orphaned() (dead bool) {
+	for _, q := range v.queues {
+		dead = q.socket.Orphaned() || dead
+	}
+	return dead
 }
 
 // setMTU follows a change of the interface's MTU.
