@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/shuntio/shunt/dataplane/shm"
 )
@@ -224,10 +226,32 @@ func (a *Inflight) Forget(queue int) {
 	if err != nil {
 		return
 	}
-	if heads, err := shm.View[SplitQueue](b, 1); err == nil { // both layouts begin alike
-		shm.Store16(&heads[0].Version, 0)
-		clear(b)
-	}
+	a.touch(func() {
+		if heads, err := shm.View[SplitQueue](b, 1); err == nil { // both layouts begin alike
+			shm.Store16(&heads[0].Version, 0)
+			clear(b)
+		}
+	})
+}
+
+// touch runs fn, which the front-end may have end early: it can truncate a file whose size could not be sealed. What is to be said of that, a ring that has the
+// area says. For goroutines that are no worker's.
+func (a *Inflight) touch(fn func()) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		fault, ok := r.(interface {
+			runtime.Error
+			Addr() uintptr
+		})
+		if !ok || !a.Contains(fault.Addr()) {
+			panic(r)
+		}
+	}()
+	fn()
 }
 
 // Fresh tells whether nobody has used the region of a ring yet.
@@ -236,8 +260,12 @@ func (a *Inflight) Fresh(queue int) bool {
 	if err != nil {
 		return true
 	}
-	heads, err := shm.View[SplitQueue](b, 1) // both layouts begin alike
-	return err != nil || shm.Load16(&heads[0].Version) == 0
+	fresh := true
+	a.touch(func() {
+		heads, err := shm.View[SplitQueue](b, 1) // both layouts begin alike
+		fresh = err != nil || shm.Load16(&heads[0].Version) == 0
+	})
+	return fresh
 }
 
 // Contains tells whether the address that a fault reported lies in the area.
@@ -247,16 +275,20 @@ func (a *Inflight) Contains(address uintptr) bool {
 
 // Features are bits that a back-end keeps with the area, which has no use for them (its feature flags, of which none is defined); those of the first ring stand
 // for all.
-func (a *Inflight) Features() uint64 {
-	if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
-		return shm.Load64(&heads[0].Features)
-	}
-	return 0
+func (a *Inflight) Features() (bits uint64) {
+	a.touch(func() {
+		if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
+			bits = shm.Load64(&heads[0].Features)
+		}
+	})
+	return bits
 }
 
 // SetFeatures replaces them.
 func (a *Inflight) SetFeatures(bits uint64) {
-	if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
-		shm.Release64(&heads[0].Features, bits)
-	}
+	a.touch(func() {
+		if heads, err := shm.View[SplitQueue](a.bytes, 1); err == nil {
+			shm.Release64(&heads[0].Features, bits)
+		}
+	})
 }

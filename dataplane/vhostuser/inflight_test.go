@@ -152,3 +152,24 @@ func TestBadInflightAreas(t *testing.T) {
 		t.Error("more rings than there are")
 	}
 }
+
+// TestInflightAreaGoes: a front-end that truncates the area, where it could not be sealed, ends no process.
+func TestInflightAreaGoes(t *testing.T) {
+	fd, err := unix.MemfdCreate("unsealed", unix.MFD_CLOEXEC)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, unix.Ftruncate(fd, 1<<16))
+	a, err := mapInflight(fd, 0, 1<<16, 2, 64)
+	must(t, err)
+	defer a.Free()
+	a.SetFeatures(1)
+	if a.Features() != 1 || !a.Fresh(0) {
+		t.Error("an area that is there")
+	}
+	must(t, unix.Ftruncate(fd, 0))
+	a.SetFeatures(3)
+	a.Forget(1)
+	if bits := a.Features(); bits != 0 || !a.Fresh(1) {
+		t.Errorf("an area that is gone has features %#x", bits)
+	}
+}
