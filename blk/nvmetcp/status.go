@@ -46,6 +46,7 @@ const (
 	scConnectInvalid  = 0x100 + 0x82
 	scInvalidHost     = 0x100 + 0x84
 	scAuthenticate    = 0x100 + 0x91
+	scNotSupported    = 0x100 + 0x8c
 	scWriteFault      = 0x200 + 0x80
 	scReadError       = 0x200 + 0x81
 	scAccessDenied    = 0x200 + 0x86
@@ -98,7 +99,7 @@ func judge(s status, op blk.Op) verdict {
 	switch s.code() {
 	case scInvalidOpcode:
 		return unable
-	case scInvalidField:
+	case scInvalidField, scNotSupported: // what is behind the namespace cannot do what the controller can
 		if op == blk.OpDiscard || op == blk.OpWriteZeroes {
 			return unable
 		}

@@ -40,6 +40,8 @@ type Options struct {
 	CPUs int
 	// NICs appear in the guest as eth0, eth1 and so on.
 	NICs []NIC
+	// Forwards let the host reach the guest, by a device behind the NICs.
+	Forwards []Forward
 	// Disks appear in the guest as /dev/vda, /dev/vdb and so on.
 	Disks []Disk
 	// Root is the device with the guest's root file system, as /dev/vda; empty: the guest stays in its initial one.
@@ -172,6 +174,7 @@ func (o Options) arguments(console, control, qmp string) []string {
 	for i, nic := range o.NICs {
 		args = append(args, nic.arguments(i)...)
 	}
+	args = append(args, forwardArguments(o.Forwards)...)
 	for i, disk := range o.Disks {
 		args = append(args, disk.arguments(i)...)
 	}
