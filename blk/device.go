@@ -26,6 +26,7 @@ type Device struct {
 	mu       sync.Mutex // held by control calls, never by a worker
 	features uint64
 	memory   vhostuser.Memory
+	pins     []*pin              // by ring, if the guest's memory is to be registered
 	given    *guestmem.Log       // the front-end's; the queues have it while it is wanted
 	area     *vhostuser.Inflight // the front-end's; nil: none
 	drain    time.Duration       // how long a ring that is stopped waits for the store
@@ -52,6 +53,9 @@ type DeviceState struct {
 	// Features are the negotiated ones. WriteThrough: a write is stable when it is done.
 	Features     uint64
 	WriteThrough bool
+	// Registered is how much of the guest's memory is registered with all rings, and Unregistered why not more; nil: that was not asked for, or all is.
+	Registered   uint64
+	Unregistered error
 	// Failed is why the device, or the first of its queues that is, is out of service; nil if none is.
 	Failed error
 }
@@ -61,6 +65,8 @@ type DeviceOptions struct {
 	Volume *Volume
 	// Queues says on which worker each queue is, and with it which ring its requests use. At most MaxQueues; a guest may use fewer.
 	Queues []Host
+	// Registered: the guest's memory is pinned and known to the rings (uring.Ring.RegisterMemory), for guests that give none of it back to the host.
+	Registered bool
 	// Grace returns when every worker of the engine has ended the round it was in. Nil: those of the queues alone.
 	Grace func()
 	// Failed is told why a guest broke the rules and a queue, or the device, went out of service. It is called on a worker and must not block. Nil: nobody is told.
@@ -82,6 +88,9 @@ func NewDevice(o DeviceOptions) (*Device, error) {
 			return nil, err
 		}
 		d.queues = append(d.queues, &Queue{worker: host.Worker, gate: g})
+	}
+	if o.Registered {
+		d.pins = pinsOf(o.Queues)
 	}
 	d.init(o.Volume.Info(), o.Volume.Serial(), o.Grace)
 	o.Volume.OnChange(d.Changed)
@@ -230,7 +239,10 @@ func (d *Device) AddMemory(r vhostuser.Region) error {
 }
 
 // useMemory gives the workers another map.
-func (d *Device) useMemory(m *guestmem.Map) { d.each(func(q *Queue) { q.useMemory(m) }) }
+func (d *Device) useMemory(m *guestmem.Map) {
+	d.each(func(q *Queue) { q.useMemory(m) })
+	d.register(m)
+}
 
 // SetLog implements vhostuser.Logger. When it returns, nothing is marked in the log before any more.
 func (d *Device) SetLog(log *guestmem.Log) error {

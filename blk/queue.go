@@ -29,6 +29,7 @@ type Queue struct {
 
 	// The worker's, and between two rounds the control side's.
 	run    *run          // nil: stopped
+	rest   *run          // the last one, to be used again; nil: it waits for its requests, or there was none
 	base   uint32        // where the ring stood when it was stopped
 	memory *guestmem.Map // of the guest; nil before the table came
 	log    *guestmem.Log // for writes to it; nil: nobody wants to know

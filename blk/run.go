@@ -55,16 +55,29 @@ const maxBuffers = headerBytes + SegMax + 1 + 17
 
 func newRun(q *Queue, size int) *run {
 	r := &run{
-		queue: q, slots: make([]slot, size), spare: virtq.NewChain(maxBuffers),
-		done: make([]uint16, 0, size), used: make([]uint16, 0, size), kick: -1, call: -1, broken: -1,
+		queue: q, slots: make([]slot, size), spare: virtq.NewChain(maxBuffers), done: make([]uint16, 0, size), used: make([]uint16, 0, size),
+	}
+	for i := range r.slots {
+		r.slots[i].chain = virtq.NewChain(maxBuffers)
+	}
+	r.clear()
+	return r
+}
+
+// clear makes the run one that nothing was ever taken in, and that holds no view of any memory.
+func (r *run) clear() {
+	for i := range r.slots {
+		s := &r.slots[i]
+		s.chain.Clear()
+		*s = slot{run: r, chain: s.chain}
+		s.Handler = s
+	}
+	r.spare.Clear()
+	*r = run{
+		queue: r.queue, slots: r.slots, spare: r.spare, done: r.done[:0], used: r.used[:0], kick: -1, call: -1, broken: -1,
 		// The first call is due at once: a process before us may have been killed between publishing used chains and telling of them.
 		want: true,
 	}
-	for i := range r.slots {
-		s := &r.slots[i]
-		s.run, s.Handler, s.chain = r, s, virtq.NewChain(maxBuffers)
-	}
-	return r
 }
 
 // head names the slot.

@@ -18,7 +18,10 @@ func (d *Device) StartVring(c vhostuser.VringConfig) error {
 	if err != nil {
 		return err
 	}
-	r := newRun(q, int(c.Size)) // here, so that the worker need not wait for the allocator
+	r := q.rest
+	if r == nil || len(r.slots) != int(c.Size) {
+		r = newRun(q, int(c.Size)) // here, so that the worker need not wait for the allocator
+	}
 	err = errGone
 	q.on(func() { err = q.start(r, c) })
 	if err != nil {
@@ -66,7 +69,7 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 		r.markTables()
 		q.stats.Resumed.Add(uint64(resumed))
 	}
-	q.run = r
+	q.run, q.rest = r, nil
 	r.watch(c.Kick)
 	q.why.Store(nil)
 	q.runs.Store(true)
@@ -123,9 +126,15 @@ func (q *Queue) useMemory(m *guestmem.Map) {
 		return
 	}
 	r.ring.SetMemory(m)
+	r.spare.Clear()
 	for i := range r.slots {
 		s := &r.slots[i]
-		if s.state != atGate && s.state != withdrawn {
+		if s.state == idle {
+			s.chain.Clear()
+			s.status, s.Buffers = nil, nil
+			continue
+		}
+		if s.state == answered {
 			continue
 		}
 		if _, ok := m.Guest(s.status); !ok {

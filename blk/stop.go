@@ -31,6 +31,9 @@ func (d *Device) StopVring(index int) (base uint32, err error) {
 	d.pause(q)
 	q.on(q.letGo)
 	q.on(q.forget)
+	if q.rest != nil {
+		q.rest.clear()
+	}
 	return q.base, nil
 }
 
@@ -127,7 +130,9 @@ func (q *Queue) forget() {
 	if r.out > 0 {
 		r.orphaned = true
 		q.device.memory.Hold()
+		return
 	}
+	q.rest = r
 }
 
 // RemoveMemory implements vhostuser.Device. Requests with buffers there are called back and end with an error, like those of a driver that never had the memory.

@@ -25,6 +25,12 @@ type Chain struct {
 // are ErrChain.
 func NewChain(size int) *Chain { return &Chain{views: make([][]byte, 0, max(size, 64))} }
 
+// Clear lets go of all views, also those of chains before: their memory may be going to be unmapped.
+func (c *Chain) Clear() {
+	clear(c.views[:cap(c.views)])
+	c.views, c.Readable, c.Writable = c.views[:0], nil, nil
+}
+
 // one makes it a chain of a single buffer, the common case.
 func (c *Chain) one(view []byte, flags uint16) {
 	c.views = append(c.views[:0], view)
