@@ -55,10 +55,12 @@ func (c *Controller) Config() *config.Config { return c.running.Load() }
 func (c *Controller) Status() Status {
 	s := Status{Version: Version(), PID: os.Getpid(), Started: c.started, Failed: *c.failed.Load(), EngineStatus: c.engine.Status()}
 	s.Workers, s.Uplinks, s.Networks, s.Ports = notNil(s.Workers), notNil(s.Uplinks), notNil(s.Networks), notNil(s.Ports)
+	s.Volumes = notNil(s.Volumes)
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int { return a.ID - b.ID })
 	slices.SortFunc(s.Uplinks, func(a, b UplinkStatus) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Networks, func(a, b NetworkStatus) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Ports, func(a, b PortStatus) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Volumes, func(a, b VolumeStatus) int { return strings.Compare(a.Name, b.Name) })
 	return s
 }
 
@@ -66,7 +68,7 @@ func (c *Controller) Status() Status {
 func (c *Controller) Stats() Stats {
 	s := c.engine.Stats()
 	s.Objects = notNil(s.Objects)
-	kinds := []Kind{KindWorker, KindUplink, KindNetwork, KindPort}
+	kinds := []Kind{KindWorker, KindUplink, KindNetwork, KindPort, KindVolume}
 	slices.SortFunc(s.Objects, func(a, b ObjectStats) int {
 		if a.Kind != b.Kind {
 			return slices.Index(kinds, a.Kind) - slices.Index(kinds, b.Kind)
@@ -278,6 +280,15 @@ func without(running *config.Config, kind Kind, name string) (*config.Config, er
 		c.Networks, found = drop(c.Networks, func(n config.Network) bool { return n.Name == name })
 	case KindPort:
 		c.Ports, found = drop(c.Ports, func(p config.Port) bool { return p.Name == name })
+	case KindVolumeGroup:
+		for _, v := range c.Volumes {
+			if v.VolumeGroup == name {
+				return nil, because(ErrConflict, "volume group %s is in use by volume %s, delete that first", name, v.Name)
+			}
+		}
+		c.VolumeGroups, found = drop(c.VolumeGroups, func(g config.VolumeGroup) bool { return g.Name == name })
+	case KindVolume:
+		c.Volumes, found = drop(c.Volumes, func(v config.Volume) bool { return v.Name == name })
 	}
 	if !found {
 		return nil, because(ErrNotFound, "there is no %s %q", kind, name)

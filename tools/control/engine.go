@@ -85,6 +85,25 @@ type Engine interface {
 	UpdatePort(ctx context.Context, p config.Port) error
 	RemovePort(ctx context.Context, name string, again bool) error
 
+	// AddVolumeGroup makes a limit that volumes share; UpdateVolumeGroup changes it under them. RemoveVolumeGroup comes after its last volume is gone or
+	// has left it.
+	AddVolumeGroup(ctx context.Context, g config.VolumeGroup) error
+	UpdateVolumeGroup(ctx context.Context, g config.VolumeGroup) error
+	RemoveVolumeGroup(ctx context.Context, name string) error
+
+	// AddVolume opens the volume's store and then its socket. A server that cannot be reached is no error: the volume waits for it, and its status says
+	// why. What is wrong with the configuration is one, as is a file that cannot be opened. UpdateVolume changes everything but what
+	// ReplacesVolume names, while the guest stays connected. RemoveVolume disconnects the guest, removes the socket and closes the store.
+	AddVolume(ctx context.Context, v config.Volume) error
+	UpdateVolume(ctx context.Context, v config.Volume) error
+	RemoveVolume(ctx context.Context, name string) error
+	// ResizeVolume asks the volume's store anew how large it is, and tells the guest. It is called at any time, by many goroutines, as are the next two.
+	ResizeVolume(ctx context.Context, name string) error
+	// CheckVolume connects to a store as AddVolume would, whether a volume of the configuration has it or not, reads what it is, and leaves.
+	CheckVolume(ctx context.Context, s config.VolumeSource) (VolumeReport, error)
+	// VolumeExports lists what the server of a source has to offer: the exports of NBD, the subsystems that NVMe's discovery names.
+	VolumeExports(ctx context.Context, s config.VolumeSource) ([]VolumeExport, error)
+
 	// Status tells the state of the engine's objects, each list in no particular order.
 	Status() EngineStatus
 	// Stats tells all counters. They only grow while their object exists.

@@ -14,6 +14,7 @@ const callTime = 10 * time.Second
 // reconciler brings the engine from one configuration to another, in these steps:
 //
 //	1 ports     that go or must reconnect                  removed
+//	  volumes   that go or must reconnect                  removed
 //	2 networks  that go and have no ports left             removed
 //	            whose uplink goes, or whose VNI another    parked: local switching only
 //	            network takes
@@ -22,6 +23,9 @@ const callTime = 10 * time.Second
 //	5 networks  changed or parked                          updated, then the new ones added
 //	6 ports     changed                                    updated, then the new ones added
 //	7 networks  that go, now that their ports have moved   removed
+//	8 groups    of volumes, changed or new                 updated, added
+//	  volumes   changed                                    updated, then the new ones added
+//	  groups    that go, now that their volumes left       removed
 //
 // So no guest loses its connection because its network got another name or another uplink, and whatever must be unique
 // is given up by one object before another takes it. A step that fails is undone as far as it was begun, noted, and
@@ -35,6 +39,8 @@ type reconciler struct {
 	uplinks  table[config.Uplink]
 	networks table[config.Network]
 	ports    table[config.Port]
+	groups   table[config.VolumeGroup]
+	volumes  table[config.Volume]
 
 	noted map[object]Change
 	errs  map[object]error
@@ -86,6 +92,8 @@ func newReconciler(ctx context.Context, engine Engine, was, want *config.Config,
 		uplinks:  newTable(was.Uplinks, want.Uplinks, func(u config.Uplink) string { return u.Name }),
 		networks: newTable(was.Networks, want.Networks, func(n config.Network) string { return n.Name }),
 		ports:    newTable(was.Ports, want.Ports, func(p config.Port) string { return p.Name }),
+		groups:   newTable(was.VolumeGroups, want.VolumeGroups, config.VolumeGroup.ObjectName),
+		volumes:  newTable(was.Volumes, want.Volumes, config.Volume.ObjectName),
 		noted:    map[object]Change{}, errs: map[object]error{},
 	}
 }
@@ -93,18 +101,23 @@ func newReconciler(ctx context.Context, engine Engine, was, want *config.Config,
 // run makes all steps and returns what became of each object: by kind, those wanted first.
 func (r *reconciler) run() []Change {
 	for _, step := range []func(){
-		r.removePorts, r.freeNetworks, r.removeUplinks, r.addUplinks, r.setNetworks, r.setPorts, r.removeNetworks,
+		r.removePorts, r.removeVolumes, r.freeNetworks, r.removeUplinks, r.addUplinks, r.setNetworks, r.setPorts, r.removeNetworks,
+		r.setGroups, r.setVolumes, r.removeGroups,
 	} {
 		step()
 		held := r.fixed
 		held.Uplinks, held.Networks, held.Ports = r.uplinks.held(), r.networks.held(), r.ports.held()
+		held.VolumeGroups, held.Volumes = r.groups.held(), r.volumes.held()
 		r.publish(&held)
 	}
 	var all []Change
 	for _, kind := range []struct {
 		kind  Kind
 		order []string
-	}{{KindUplink, r.uplinks.order}, {KindNetwork, r.networks.order}, {KindPort, r.ports.order}} {
+	}{
+		{KindUplink, r.uplinks.order}, {KindNetwork, r.networks.order}, {KindPort, r.ports.order},
+		{KindVolumeGroup, r.groups.order}, {KindVolume, r.volumes.order},
+	} {
 		for _, name := range kind.order {
 			change, touched := r.noted[object{kind.kind, name}]
 			if !touched {
@@ -271,6 +284,11 @@ func (r *reconciler) attachObstacle(socket, device string, of object) error {
 	}
 	for _, o := range r.ports.now {
 		if err := holds(object{KindPort, o.Name}, o.Socket, o.Interface); err != nil {
+			return err
+		}
+	}
+	for _, o := range r.volumes.now {
+		if err := holds(object{KindVolume, o.Name}, o.Socket, ""); err != nil {
 			return err
 		}
 	}

@@ -42,6 +42,8 @@ func TestSteps(t *testing.T) {
 		up    = "uplinks: [{name: up0, interface: eth1}]\n"
 		blue  = "networks: [{name: blue, uplink: up0, vni: 7}]\n"
 		ports = "ports: [{name: p1, network: blue, socket: /a, mac: 52:54:00:00:00:01}, {name: p2, network: blue, socket: /b, mac: 52:54:00:00:00:02}]\n"
+		gold  = "volume-groups: [{name: gold, limits: {iops: 5}}]\n"
+		disks = "volumes: [{name: v1, socket: /v1, source: 'nbd://a'}, {name: v2, socket: /v2, source: 'nbd://b', volume-group: gold}]\n"
 	)
 	for _, test := range []struct{ name, was, want, calls string }{
 		{"everything new", "", up + blue + ports, "AddUplink up0, AddNetwork blue, AddPort p1, AddPort p2"},
@@ -74,6 +76,20 @@ func TestSteps(t *testing.T) {
 			"RemovePort p1, AddUplink up0, AddPort p1"},
 		{"moved to other workers", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, workers: [1]", 1), "UpdatePort p1"},
 		{"acl changed", up + blue + ports, up + blue + strings.Replace(ports, "/a", "/a, acl: {rules: [allow in]}", 1), "UpdatePort p1"},
+		{"everything of volumes new", "", gold + disks, "AddVolumeGroup gold, AddVolume v1, AddVolume v2"},
+		{"everything of volumes gone", gold + disks, "", "RemoveVolume v1, RemoveVolume v2, RemoveVolumeGroup gold"},
+		{"source changed", gold + disks, gold + strings.Replace(disks, "//a", "//b", 1), "RemoveVolume v1, AddVolume v1"},
+		{"policy and limits changed", gold + disks, gold + strings.Replace(disks, "//a'", "//a', on-error: fail, timeout: 3s, durability: fua, mode: 0600, limits: {iops: 7}", 1),
+			"UpdateVolume v1"},
+		{"group changed", gold + disks, strings.Replace(gold, "5", "6", 1) + disks, "UpdateVolumeGroup gold"},
+		{"group left", gold + disks, strings.Replace(disks, ", volume-group: gold", "", 1), "UpdateVolume v2, RemoveVolumeGroup gold"},
+		{"group renamed", gold + disks, strings.ReplaceAll(gold+disks, "gold", "silver"), "AddVolumeGroup silver, UpdateVolume v2, RemoveVolumeGroup gold"},
+		{"sockets of volumes traded", gold + disks, gold + strings.NewReplacer("/v1", "/v2", "/v2", "/v1").Replace(disks),
+			"RemoveVolume v1, RemoveVolume v2, AddVolume v1, AddVolume v2"},
+		{"socket from a port", "networks: [{name: blue}]\n" + ports, "networks: [{name: blue}]\nvolumes: [{name: v1, socket: /a, source: 'nbd://a'}]\n" +
+			"ports: [{name: p2, network: blue, socket: /b, mac: 52:54:00:00:00:02}]\n", "RemovePort p1, AddVolume v1"},
+		{"socket for a port", "networks: [{name: blue}]\nvolumes: [{name: v1, socket: /a, source: 'nbd://a'}]\n" +
+			"ports: [{name: p2, network: blue, socket: /b, mac: 52:54:00:00:00:02}]\n", "networks: [{name: blue}]\n" + ports, "RemoveVolume v1, AddPort p1"},
 		{"order changed", "networks: [{name: a}, {name: b}]", "networks: [{name: b}, {name: a}]", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -181,6 +197,14 @@ func checkHeld(t interface {
 	for _, p := range c.Ports {
 		same = same && reflect.DeepEqual(ports[p.Name], p)
 	}
+	groups, volumes := e.HeldVolumes()
+	same = same && len(groups) == len(c.VolumeGroups) && len(volumes) == len(c.Volumes)
+	for _, g := range c.VolumeGroups {
+		same = same && groups[g.Name] == g
+	}
+	for _, v := range c.Volumes {
+		same = same && reflect.DeepEqual(volumes[v.Name], v)
+	}
 	if !same {
 		t.Errorf("the engine holds %v %v %v,\nnot %+v", uplinks, networks, ports, c)
 	}
@@ -253,6 +277,20 @@ func checkUntouched(t *rapid.T, calls []string, was, want *config.Config) {
 			t.Fatalf("network %s did not change: %v", n.Name, calls)
 		}
 	}
+	for _, g := range want.VolumeGroups {
+		if contains(was.VolumeGroups, g) && touched("Group "+g.Name) {
+			t.Fatalf("volume group %s did not change: %v", g.Name, calls)
+		}
+	}
+	for _, v := range want.Volumes {
+		if contains(was.Volumes, v) && touched("Volume "+v.Name) {
+			t.Fatalf("volume %s did not change: %v", v.Name, calls)
+		}
+		i := slices.IndexFunc(was.Volumes, func(o config.Volume) bool { return o.Name == v.Name })
+		if i >= 0 && !control.ReplacesVolume(was.Volumes[i], v) && touched("RemoveVolume "+v.Name) {
+			t.Fatalf("volume %s did not have to reconnect: %v", v.Name, calls)
+		}
+	}
 	for _, p := range want.Ports {
 		if contains(was.Ports, p) && touched("Port "+p.Name) {
 			t.Fatalf("port %s did not change: %v", p.Name, calls)
@@ -291,10 +329,11 @@ func drawConfig(t *rapid.T) *config.Config {
 		}
 		c.Networks = append(c.Networks, n)
 	}
+	sockets, macs := rapid.Permutation([]int{0, 1, 2, 3, 4, 5}).Draw(t, "sockets"), distinct("macs").Draw(t, "macs")
+	drawVolumes(t, c, sockets[3:])
 	if len(c.Networks) == 0 {
 		return c
 	}
-	sockets, macs := distinct("sockets").Draw(t, "sockets"), distinct("macs").Draw(t, "macs")
 	for i, which := range distinct("ports").Draw(t, "ports")[:few.Draw(t, "ports")] {
 		p := config.Port{Name: fmt.Sprint("p", which),
 			Network: c.Networks[rapid.IntRange(0, len(c.Networks)-1).Draw(t, "network")].Name,
@@ -311,4 +350,22 @@ func drawConfig(t *rapid.T) *config.Config {
 		c.Ports = append(c.Ports, p)
 	}
 	return c
+}
+
+// drawVolumes adds volumes, on these sockets.
+func drawVolumes(t *rapid.T, c *config.Config, sockets []int) {
+	few := rapid.IntRange(0, 2)
+	for i := range few.Draw(t, "groups") {
+		c.VolumeGroups = append(c.VolumeGroups, config.VolumeGroup{Name: fmt.Sprint("g", i), Limits: config.VolumeLimits{IOPS: rapid.Uint64Range(1, 2).Draw(t, "iops")}})
+	}
+	for i, which := range rapid.Permutation([]int{0, 1, 2}).Draw(t, "volumes")[:few.Draw(t, "volumes")] {
+		v := config.Volume{
+			Name: fmt.Sprint("v", which), Socket: fmt.Sprint("/run/", sockets[i]), Source: rapid.SampledFrom([]string{"nbd://a", "nbd://b"}).Draw(t, "source"),
+			OnError: rapid.SampledFrom([]config.OnError{config.OnErrorWait, config.OnErrorFail}).Draw(t, "on-error"),
+		}
+		if len(c.VolumeGroups) > 0 && rapid.Bool().Draw(t, "grouped") {
+			v.VolumeGroup = c.VolumeGroups[rapid.IntRange(0, len(c.VolumeGroups)-1).Draw(t, "group")].Name
+		}
+		c.Volumes = append(c.Volumes, v)
+	}
 }

@@ -19,6 +19,9 @@ const (
 	KindNetwork Kind = "network"
 	KindPort    Kind = "port"
 	KindWorker  Kind = "worker"
+
+	KindVolumeGroup Kind = "volume-group"
+	KindVolume      Kind = "volume"
 )
 
 // Status is the state of the daemon.
@@ -37,6 +40,7 @@ type EngineStatus struct {
 	Uplinks   []UplinkStatus  `json:"uplinks"`
 	Networks  []NetworkStatus `json:"networks"`
 	Ports     []PortStatus    `json:"ports"`
+	Volumes   []VolumeStatus  `json:"volumes"`
 }
 
 // WorkerStatus is the state of a poll loop.
@@ -141,6 +145,8 @@ type ObjectStats struct {
 	Name string `json:"name"`
 	Counters
 	Queues []QueueStats `json:"queues,omitempty"` // of a port or uplink
+	// Volume has the counters of a volume, which counts no packets.
+	Volume *VolumeStats `json:"volume,omitempty"`
 }
 
 // QueueStats are the counters of one queue pair of a port, or of one queue of an uplink as one worker has it: each of them receives from it. Their sums are

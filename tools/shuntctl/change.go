@@ -62,10 +62,10 @@ func (c *command) delete() *cobra.Command {
 		Long: "delete removes an object from the running configuration. The file is not changed: the next reload brings the\n" +
 			"object back unless it was removed there too.",
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("delete what? uplink, network or port, and its name")}
+			return usageError{errors.New("delete what? uplink, network, port, volume or volume-group, and its name")}
 		},
 	}
-	for _, kind := range []control.Kind{control.KindUplink, control.KindNetwork, control.KindPort} {
+	for _, kind := range []control.Kind{control.KindUplink, control.KindNetwork, control.KindPort, control.KindVolume, control.KindVolumeGroup} {
 		del.AddCommand(&cobra.Command{
 			Use: string(kind) + " NAME", Short: "Remove one " + string(kind), Args: cobra.ExactArgs(1), ValidArgsFunction: c.names(kind),
 			RunE: func(cmd *cobra.Command, args []string) error {

@@ -52,6 +52,9 @@ func drawStatus(t *table, s control.Status, now time.Time) {
 	if len(s.Ports) > 0 {
 		drawPorts(t, s.Ports)
 	}
+	if len(s.Volumes) > 0 {
+		drawVolumes(t, s.Volumes)
+	}
 	if len(s.Failed) > 0 {
 		t.head("FAILED", "NAME", "ERROR")
 		for _, f := range s.Failed {
@@ -134,13 +137,15 @@ func (c *command) get() *cobra.Command {
 		Use: "get", Short: "Show configured objects and their state", Args: cobra.NoArgs,
 		Long: "get shows configured objects and their state; with -o json the running configuration of each, too.",
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{fmt.Errorf("get what? uplinks, networks or ports")}
+			return usageError{fmt.Errorf("get what? uplinks, networks, ports, volumes or volume-groups")}
 		},
 	}
 	get.AddCommand(
 		getObjects(c, control.KindUplink, (*api.Client).Uplinks, (*api.Client).Uplink, drawUplinks),
 		getObjects(c, control.KindNetwork, (*api.Client).Networks, (*api.Client).Network, drawNetworks),
 		getObjects(c, control.KindPort, (*api.Client).Ports, (*api.Client).Port, drawPort),
+		getObjects(c, control.KindVolume, (*api.Client).Volumes, (*api.Client).Volume, drawVolume),
+		c.getVolumeGroups(),
 	)
 	return get
 }
@@ -214,6 +219,16 @@ func (c *command) names(kinds ...control.Kind) cobra.CompletionFunc {
 			for _, p := range running.Ports {
 				if slices.Contains(kinds, control.KindPort) {
 					names = append(names, p.Name)
+				}
+			}
+			for _, v := range running.Volumes {
+				if slices.Contains(kinds, control.KindVolume) {
+					names = append(names, v.Name)
+				}
+			}
+			for _, g := range running.VolumeGroups {
+				if slices.Contains(kinds, control.KindVolumeGroup) {
+					names = append(names, g.Name)
 				}
 			}
 			return nil

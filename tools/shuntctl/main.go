@@ -85,7 +85,7 @@ func (c *command) root() *cobra.Command {
 	if err := root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag is right above
 	}
-	root.AddCommand(c.status(), c.get(), c.apply(), c.delete(), c.stats(), c.top(), c.capture(), c.drops(), c.fdb(), c.acl(), c.move(),
+	root.AddCommand(c.status(), c.get(), c.apply(), c.delete(), c.stats(), c.top(), c.capture(), c.drops(), c.fdb(), c.acl(), c.move(), c.volume(),
 		c.version())
 	return root
 }

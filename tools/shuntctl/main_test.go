@@ -37,7 +37,13 @@ ports:
 
 // daemon runs the API on a fake engine that reports about example, changed before it is served, and returns its socket.
 func daemon(t *testing.T, with ...func(*controltest.Engine)) (*controltest.Engine, string) {
-	c, err := config.Parse("example.yaml", []byte(example))
+	return daemonOf(t, example, with...)
+}
+
+// daemonOf is daemon for another configuration.
+func daemonOf(t *testing.T, text string, with ...func(*controltest.Engine)) (*controltest.Engine, string) {
+	t.Helper()
+	c, err := config.Parse("example.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +112,7 @@ func daemon(t *testing.T, with ...func(*controltest.Engine)) (*controltest.Engin
 }
 
 // changing is what differs from run to run.
-var changing = regexp.MustCompile(`(?m)shuntd \S+, process \d+, up \S+|"(version|shuntctl|shuntd)": "[^"]*"|"pid": \d+|"started": "[^"]*"|^shunt(ctl|d)  .*$`)
+var changing = regexp.MustCompile(`(?m)shuntd \S+, process \d+, up \S+|"(version|shuntctl|shuntd)": "[^"]*"|"pid": \d+|"started": "[^"]*"|^shunt(ctl|d)  .*$|^answered in  .*$`)
 
 // TestGolden compares what every command prints with its golden file. Commands run in order on one daemon.
 func TestGolden(t *testing.T) {
@@ -160,15 +166,20 @@ func TestGolden(t *testing.T) {
 			if status != test.status {
 				t.Errorf("status %d, want %d", status, test.status)
 			}
-			got := changing.ReplaceAllStringFunc(out.String(), func(s string) string {
-				return strings.TrimRight(regexp.MustCompile(`\S*\d\S*|\(devel\)|unknown`).ReplaceAllString(s, "#"), " ")
-			})
+			got := steady(out.String())
 			if errs.Len() > 0 {
 				got += "stderr: " + errs.String()
 			}
 			compare(t, filepath.Join("testdata", test.golden+".golden"), got)
 		})
 	}
+}
+
+// steady is output without what differs from run to run.
+func steady(out string) string {
+	return changing.ReplaceAllStringFunc(out, func(s string) string {
+		return strings.TrimRight(regexp.MustCompile(`\S*\d\S*|\(devel\)|unknown`).ReplaceAllString(s, "#"), " ")
+	})
 }
 
 func compare(t *testing.T, file, got string) {
@@ -203,9 +214,13 @@ func TestBadInput(t *testing.T) {
 		{"status now", 2, `shuntctl: unknown command "now" for "shuntctl status"`},
 		{"status --wide", 2, "shuntctl: unknown flag: --wide"},
 		{"status -o xml", 2, `shuntctl: output "xml" is neither table nor json`},
-		{"get", 2, "shuntctl: get what? uplinks, networks or ports"},
-		{"get volumes", 2, `shuntctl: unknown command "volumes" for "shuntctl get"`},
-		{"delete", 2, "shuntctl: delete what? uplink, network or port, and its name"},
+		{"get", 2, "shuntctl: get what? uplinks, networks, ports, volumes or volume-groups"},
+		{"get rdma", 2, `shuntctl: unknown command "rdma" for "shuntctl get"`},
+		{"volume", 2, "shuntctl: do what with a volume? resize, check or exports"},
+		{"volume check iscsi://h", 2, `shuntctl: "iscsi://h" has the scheme "iscsi", which is none of file,`},
+		{"volume check /var/lib/v1", 2, "shuntctl: \"/var/lib/v1\" has no scheme: write file:///var/lib/v1"},
+		{"volume exports nbd:", 2, `shuntctl: "nbd:" has no // behind its scheme`},
+		{"delete", 2, "shuntctl: delete what? uplink, network, port, volume or volume-group, and its name"},
 		{"delete port", 2, "shuntctl: accepts 1 arg(s), received 0"},
 		{"fdb", 2, "shuntctl: accepts 1 arg(s), received 0"},
 		{"apply", 2, "shuntctl: apply which file? name it with -f"},

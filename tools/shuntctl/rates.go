@@ -19,19 +19,23 @@ type rates struct {
 	rxPackets, rxBits, txPackets, txBits, dropped float64
 	drops                                         map[string]float64
 	more                                          map[string]float64
+	volume                                        *volumeRates // of a volume
 }
 
 // compare makes rates of two answers of the daemon, in the order of the second. An object that is new, or whose counters began anew, has none yet.
 func compareStats(was, is control.Stats) []rates {
 	seconds := is.At.Sub(was.At).Seconds()
-	before := map[object]control.Counters{}
+	before := map[object]control.ObjectStats{}
 	for _, o := range was.Objects {
-		before[object{o.Kind, o.Name}] = o.Counters
+		before[object{o.Kind, o.Name}] = o
 	}
 	var all []rates
 	for _, o := range is.Objects {
 		r := rates{object: object{o.Kind, o.Name}, drops: map[string]float64{}, more: map[string]float64{}}
 		old, known := before[r.object]
+		if o.Volume != nil {
+			r.volume = compareVolumes(old.Volume, o.Volume, seconds)
+		}
 		if !known || seconds <= 0 {
 			all = append(all, r)
 			continue

@@ -102,9 +102,19 @@ func (c *command) drawWatch(s control.Stats, list []rates, one bool) error {
 }
 
 func drawRates(t *table, list []rates) {
-	t.head("OBJECT", "NAME", "RX PPS", "RX BIT/S", "TX PPS", "TX BIT/S", "DROPPED/S")
-	for _, r := range list {
+	var disks []rates // which come last
+	for i, r := range list {
+		if r.volume != nil {
+			disks = append(disks, r)
+			continue
+		}
+		if i == 0 {
+			t.head("OBJECT", "NAME", "RX PPS", "RX BIT/S", "TX PPS", "TX BIT/S", "DROPPED/S")
+		}
 		t.row(r.kind, r.name, rate(r.rxPackets), rate(r.rxBits), rate(r.txPackets), rate(r.txBits), rate(r.dropped))
+	}
+	if len(disks) > 0 {
+		drawVolumeRates(t, disks)
 	}
 }
 
@@ -122,9 +132,19 @@ func drawRatesMore(t *table, list []rates) {
 }
 
 func drawStats(t *table, s control.Stats) {
-	t.head("OBJECT", "NAME", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES", "DROPPED")
-	for _, o := range s.Objects {
+	var disks []control.ObjectStats // which come last
+	for i, o := range s.Objects {
+		if o.Volume != nil {
+			disks = append(disks, o)
+			continue
+		}
+		if i == 0 {
+			t.head("OBJECT", "NAME", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES", "DROPPED")
+		}
 		t.row(o.Kind, o.Name, count(o.RxPackets), size(o.RxBytes), count(o.TxPackets), size(o.TxBytes), count(o.Dropped()))
+	}
+	if len(disks) > 0 {
+		drawVolumeStats(t, disks)
 	}
 }
 
@@ -134,6 +154,9 @@ func drawMore(t *table, s control.Stats) {
 		drawDrops(t, drops)
 	}
 	for _, o := range s.Objects {
+		if o.Volume != nil {
+			drawVolumeMore(t, o.Volume)
+		}
 		if len(o.Queues) > 1 {
 			t.head("QUEUE", "WORKER", "RX PACKETS", "RX BYTES", "TX PACKETS", "TX BYTES", "DROPPED")
 			for _, q := range o.Queues {

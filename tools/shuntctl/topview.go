@@ -13,7 +13,7 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 )
 
-// topView makes pictures of what the daemon says, of any size: the daemon in one line, workers, ports and uplinks, drops, and the keys.
+// topView makes pictures of what the daemon says, of any size: the daemon in one line, workers, ports and uplinks, volumes, drops, and the keys.
 type topView struct {
 	order   sorting
 	every   time.Duration
@@ -100,14 +100,15 @@ func (v *topView) text(width, height int) string {
 	case v.have < 2:
 		lines = append(lines, "", "looking ...")
 	default:
-		workers, drops := v.workerLines(), v.dropLines()
+		workers, volumes, drops := v.workerLines(), v.volumeLines(), v.dropLines()
 		room := 0
 		if height > 0 {
-			room = max(3, height-len(lines)-len(workers)-len(drops)-4)
+			room = max(3, height-len(lines)-len(workers)-len(volumes)-len(drops)-4)
 		}
 		lines = append(lines, workers...)
 		lines = append(lines, "")
 		lines = append(lines, v.objectLines(room)...)
+		lines = append(lines, volumes...)
 		if len(drops) > 0 {
 			lines = append(lines, "")
 			lines = append(lines, drops...)
@@ -199,6 +200,12 @@ func (v *topView) stateOf(o object) string {
 				return string(p.State)
 			}
 		}
+	case control.KindVolume:
+		for _, d := range v.last.status.Volumes {
+			if d.Name == o.name {
+				return string(d.State)
+			}
+		}
 	case control.KindUplink:
 		for _, u := range v.last.status.Uplinks {
 			if u.Name == o.name {
@@ -242,6 +249,14 @@ func (v *topView) objectLines(room int) []string {
 		lines = append(lines, "none yet")
 	}
 	return lines
+}
+
+// volumes are all of them, those with most requests first.
+func (v *topView) volumes() []rates {
+	list := slices.DeleteFunc(slices.Clone(v.objects), func(r rates) bool { return r.volume == nil })
+	requests := func(r rates) float64 { return r.volume.reads + r.volume.writes + r.volume.others }
+	slices.SortStableFunc(list, func(a, b rates) int { return cmp.Compare(requests(b), requests(a)) })
+	return list
 }
 
 // dropLines are the reasons with the most drops in the last second.

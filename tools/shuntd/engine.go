@@ -19,6 +19,7 @@ import (
 //	uplink  ─▶ bpf program, an xsk port for each queue, underlay   (uplink.go)
 //	network ─▶ vxlan.Switch, the VNI in the program                (network.go)
 //	port    ─▶ vnet port, vhost-user socket, vxlan.Switch          (port.go)
+//	volume  ─▶ store, blk.Volume, device, vhost-user socket        (volume.go, store.go)
 //
 // The controller calls the methods that change something one at a time; mu keeps those that report away from them.
 type engine struct {
@@ -37,6 +38,11 @@ type engine struct {
 	uplinks  map[string]*uplink
 	networks map[string]*network
 	ports    map[string]*port
+	groups   map[string]*volumeGroup
+	volumes  map[string]*volume
+
+	rings  sync.Mutex // held while one is opened
+	others []int      // cores that we may use and no worker runs on
 
 	taps taps
 }
@@ -46,6 +52,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
 		log: log, idle: c.Idle, ended: make(chan error, 1),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{},
 	}
 	defer func() {
 		if err != nil {
@@ -94,6 +101,9 @@ func (e *engine) release(ctx context.Context) error {
 
 // removeAll takes everything out of service. What ports keep for those who serve their guests next stays.
 func (e *engine) removeAll() (errs []error) {
+	for _, v := range e.takeVolumes() {
+		errs = append(errs, v.end())
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for name, p := range e.ports {
@@ -109,6 +119,15 @@ func (e *engine) removeAll() (errs []error) {
 		errs = append(errs, e.fabric.RemoveUplink(name), e.closeUplink(u))
 	}
 	return errs
+}
+
+// takeVolumes forgets all volumes and returns them.
+func (e *engine) takeVolumes() map[string]*volume {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := e.volumes
+	e.volumes = map[string]*volume{}
+	return all
 }
 
 // left logs what of an object could not be given back when it was changed or removed. It is so all the same, and nobody can call again for the rest.
@@ -135,7 +154,7 @@ func refused(err error, kinds ...error) error {
 }
 
 // ownName is how package vxlan begins its errors.
-var ownName = regexp.MustCompile(`^(uplink|network|port) \S+: `)
+var ownName = regexp.MustCompile(`^(uplink|network|port|volume) \S+: `)
 
 type refusal struct {
 	sentence string

@@ -13,7 +13,8 @@ import (
 // newTestEngine makes an engine of workers, which has no AF_XDP.
 func newTestEngine(t *testing.T, workers int) *engine {
 	t.Helper()
-	e := &engine{log: slog.New(slog.DiscardHandler), uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{}}
+	e := &engine{log: slog.New(slog.DiscardHandler), uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}}
 	threads := dataplanetest.NewWorkers(t, workers, 64)
 	for _, w := range threads {
 		e.workers = append(e.workers, &worker{Worker: w})

@@ -36,6 +36,9 @@ func (e *engine) Status() control.EngineStatus {
 	for _, p := range e.ports {
 		s.Ports = append(s.Ports, p.status())
 	}
+	for _, v := range e.volumes {
+		s.Volumes = append(s.Volumes, v.status())
+	}
 	return s
 }
 
@@ -133,6 +136,10 @@ func (e *engine) Stats() control.Stats {
 	}
 	for name, p := range e.ports {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: p.counters(), Queues: p.queueStats()})
+	}
+	for name, v := range e.volumes {
+		stats, more := v.stats()
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindVolume, Name: name, Counters: control.Counters{More: more}, Volume: stats})
 	}
 	return s
 }

@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/shm"
+	"github.com/shuntio/shunt/dataplane/uring"
 	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/pinning"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -24,7 +26,9 @@ type worker struct {
 	cpu    int
 	frames int // that are at home here
 	load   loadMeter
+	ring   *uring.Ring   // nil: not needed yet; guarded by engine.rings
 	done   chan struct{} // closed when Run has returned; nil: it was not called
+	closed error         // what went wrong with the ring then
 }
 
 // How many frames the daemon has: 64 MiB for the first worker, 32 MiB for each further one, all locked. Each worker is home to an equal share. An
@@ -37,10 +41,11 @@ const (
 
 // makeWorkers makes the frame memory and a worker for each core.
 func (e *engine) makeWorkers(c config.Workers) error {
-	cpus, err := workerCPUs(c.CPUs, e.log)
+	cpus, others, err := workerCPUs(c.CPUs, e.log)
 	if err != nil {
 		return err
 	}
+	e.others = others
 	makeRoom(len(cpus))
 	n := firstFrames + (len(cpus)-1)*furtherFrames
 	memory, err := e.mapMemory(n, c.HugePages)
@@ -71,12 +76,27 @@ func (e *engine) makeWorkers(c config.Workers) error {
 	return nil
 }
 
-// startWorkers starts the workers' threads.
+// startWorkers starts the workers' threads, and returns when they have made a round or failed. Before, Do would run on the caller's thread, which is the wrong one
+// for a worker's io_uring.
 func (e *engine) startWorkers() {
 	for _, w := range e.workers {
 		w.done = make(chan struct{})
 		go e.run(w)
 		w.load.start(w.Worker)
+	}
+	for _, w := range e.workers {
+		w.begun()
+	}
+}
+
+// begun waits for the worker's first round, or its end.
+func (w *worker) begun() {
+	for w.Stats().Rounds.Load() == 0 {
+		select {
+		case <-w.done:
+			return
+		case <-time.After(100 * time.Microsecond):
+		}
 	}
 }
 
@@ -102,10 +122,14 @@ func (e *engine) mapMemory(frames int, wish config.Toggle) (_ *frame.Memory, err
 	return frame.NewMemory(e.memory.Bytes())
 }
 
-// run is the worker's thread. Only an error at its start ends it before Close.
+// run is the worker's thread, which alone may close its ring. Only an error at its start ends it before Close.
 func (e *engine) run(w *worker) {
 	defer close(w.done)
-	if err := w.Run(); err != nil {
+	err := w.Run()
+	if w.ring != nil {
+		w.closed = w.ring.Close()
+	}
+	if err != nil {
 		select {
 		case e.ended <- fmt.Errorf("worker %d on CPU %d: %w", w.Index(), w.cpu, err):
 		default: // one is enough
@@ -130,7 +154,7 @@ func (e *engine) stopWorkers(ctx context.Context) error {
 		}
 		select {
 		case <-w.done:
-			errs = append(errs, w.Close())
+			errs = append(errs, w.closed, w.Close())
 		case <-ctx.Done():
 			errs = append(errs, fmt.Errorf("worker %d did not stop: %w", w.Index(), ctx.Err()))
 		}
@@ -153,23 +177,28 @@ func (e *engine) busiest() (share float64) {
 	return share
 }
 
-// workerCPUs chooses the workers' cores.
-func workerCPUs(wish config.CPUs, log *slog.Logger) ([]int, error) {
+// workerCPUs chooses the workers' cores, and tells which others this process may use.
+func workerCPUs(wish config.CPUs, log *slog.Logger) (cpus, others []int, err error) {
 	host, err := pinning.Host()
 	if err != nil {
-		return nil, fmt.Errorf("read the CPU topology: %w", err)
+		return nil, nil, fmt.Errorf("read the CPU topology: %w", err)
 	}
-	cpus := []int(wish)
+	cpus = wish
 	if len(cpus) == 0 {
 		cpus = host.Auto(pinning.AutoOptions{Max: maxWorkers})
 	}
 	if err := host.Check(cpus); err != nil {
-		return nil, fmt.Errorf("workers.cpus: %w", err)
+		return nil, nil, fmt.Errorf("workers.cpus: %w", err)
 	}
 	for _, siblings := range host.SharedCores(cpus) {
 		log.Warn("workers share a physical core, and slow each other down", "cpus", siblings)
 	}
-	return cpus, nil
+	for _, c := range host.CPUs {
+		if c.Allowed && !c.Isolated && !slices.Contains(cpus, c.ID) {
+			others = append(others, c.ID)
+		}
+	}
+	return cpus, others, nil
 }
 
 // maxWorkers is as many as an uplink's XDP program steers to.
@@ -221,12 +250,7 @@ func (e *engine) place(pairs int, wish []int) ([]*worker, error) {
 			return nil, fmt.Errorf("workers: %d is not one of the %d there are, numbered from 0", i, len(e.workers))
 		}
 	}
-	load := make([]int, len(e.workers))
-	for _, p := range e.ports {
-		for _, pair := range p.pairs {
-			load[pair.worker.Index()]++
-		}
-	}
+	load := e.load()
 	places := make([]*worker, pairs)
 	for i := range places {
 		at := 0
@@ -239,4 +263,20 @@ func (e *engine) place(pairs int, wish []int) ([]*worker, error) {
 		places[i] = e.workers[at]
 	}
 	return places, nil
+}
+
+// load is how many queues of guests each worker has.
+func (e *engine) load() []int {
+	load := make([]int, len(e.workers))
+	for _, p := range e.ports {
+		for _, pair := range p.pairs {
+			load[pair.worker.Index()]++
+		}
+	}
+	for _, v := range e.volumes {
+		for _, w := range v.places {
+			load[w.Index()]++
+		}
+	}
+	return load
 }

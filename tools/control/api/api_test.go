@@ -74,7 +74,7 @@ func dial(t *testing.T, socket string) *api.Client {
 
 func TestReports(t *testing.T) {
 	e := &controltest.Engine{}
-	controller, socket := serve(t, e, example)
+	controller, socket := serve(t, e, example+exampleDisks)
 	c, ctx := dial(t, socket), t.Context()
 
 	status, err := c.Status(ctx)
@@ -215,7 +215,7 @@ func TestErrors(t *testing.T) {
 		{"DELETE /v1/uplinks/up0", "", 409, "conflict", "uplink up0 is in use by network blue, delete that first"},
 		{"GET /v1/fdb", "", 400, "bad-request", "name a network: /v1/fdb?network=NAME"},
 		{"GET /v1/fdb?network=green", "", 404, "not-found", `there is no network "green"`},
-		{"GET /v1/stats?name=green", "", 404, "not-found", `nothing named "green" counts packets`},
+		{"GET /v1/stats?name=green", "", 404, "not-found", `nothing named "green" counts anything`},
 		{"PUT /v1/config", "", 400, "bad-request", "the request has no body"},
 		{"PUT /v1/config", "{", 400, "invalid-config", "1:2: this is not JSON: unexpected EOF"},
 		{"PUT /v1/config", `{"ports": [{"name": "p1"}]} `, 400, "invalid-config", "1:12: ports[0]: the port leads nowhere"},

@@ -3,7 +3,7 @@
 //	GET    /v1/status              control.Status
 //	GET    /v1/config              config.Config that runs
 //	PUT    /v1/config              config.Config  -> Changes
-//	GET    /v1/uplinks             []Object[config.Uplink, control.UplinkStatus]; the same for networks and ports
+//	GET    /v1/uplinks             []Object[config.Uplink, control.UplinkStatus]; the same for networks, ports, volumes and volume-groups
 //	GET    /v1/uplinks/NAME        one of them
 //	PUT    /v1/uplinks/NAME        config.Uplink  -> Changes
 //	DELETE /v1/uplinks/NAME        -> Changes
@@ -12,6 +12,9 @@
 //	DELETE /v1/ports/NAME/acl      -> Changes
 //	GET    /v1/ports/NAME/acl/test?direction=in&packet=...  control.ACLTest
 //	PUT    /v1/ports/NAME/workers  []int  -> Changes
+//	POST   /v1/volumes/NAME/resize control.VolumeStatus
+//	POST   /v1/volume-checks       config.VolumeSource -> control.VolumeReport
+//	POST   /v1/volume-exports      config.VolumeSource -> []control.VolumeExport
 //	GET    /v1/stats[?name=NAME]   control.Stats
 //	GET    /v1/drops               []control.Drop
 //	GET    /v1/fdb?network=NAME    []control.FDBEntry
@@ -53,6 +56,9 @@ type (
 	Uplink  = Object[config.Uplink, control.UplinkStatus]
 	Network = Object[config.Network, control.NetworkStatus]
 	Port    = Object[config.Port, control.PortStatus]
+	Volume  = Object[config.Volume, control.VolumeStatus]
+	// VolumeGroup has no state beside its configuration.
+	VolumeGroup = Object[config.VolumeGroup, struct{}]
 )
 
 // Code says what kind of error an answer is.
@@ -68,6 +74,7 @@ const (
 	CodeRestart  Code = "restart-required"   // 409: this is read at start only
 	CodeLarge    Code = "too-large"          // 413: the body
 	CodeApply    Code = "apply-failed"       // 422: the host cannot do what the configuration says
+	CodeStore    Code = "store-failed"       // 502: a volume's store cannot be reached, or is not as it must be
 	CodeInternal Code = "internal"           // 500: a bug
 	CodeStopping Code = "stopping"           // 503: the daemon is on its way out
 )
@@ -77,6 +84,7 @@ var statusOf = map[Code]int{
 	CodeMethod: http.StatusMethodNotAllowed, CodeConflict: http.StatusConflict, CodeRestart: http.StatusConflict,
 	CodeLarge: http.StatusRequestEntityTooLarge, CodeApply: http.StatusUnprocessableEntity,
 	CodeInternal: http.StatusInternalServerError, CodeStopping: http.StatusServiceUnavailable,
+	CodeStore: http.StatusBadGateway,
 }
 
 // Error is an answer that is an error.

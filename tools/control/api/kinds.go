@@ -5,7 +5,7 @@ import (
 	"github.com/shuntio/shunt/tools/control/config"
 )
 
-// kind is what differs between uplinks, networks and ports.
+// kind is what differs between uplinks, networks, ports and so on.
 type kind struct {
 	kind          control.Kind
 	plural, title string
@@ -29,6 +29,13 @@ var kinds = []kind{
 		return objects(c.Config().Ports, func(p config.Port) string { return p.Name },
 			c.Status().Ports, func(p control.PortStatus) string { return p.Name }, name)
 	}, config.WithPort},
+	{control.KindVolumeGroup, "volume-groups", "VolumeGroup", config.VolumeGroup{}, VolumeGroup{}, []VolumeGroup{}, func(c *control.Controller, name string) any {
+		return objects(c.Config().VolumeGroups, config.VolumeGroup.ObjectName, nil, func(struct{}) string { return "" }, name)
+	}, config.WithVolumeGroup},
+	{control.KindVolume, "volumes", "Volume", config.Volume{}, Volume{}, []Volume{}, func(c *control.Controller, name string) any {
+		return objects(c.Config().Volumes, config.Volume.ObjectName,
+			c.Status().Volumes, func(v control.VolumeStatus) string { return v.Name }, name)
+	}, config.WithVolume},
 }
 
 // objects joins configuration and status by name.

@@ -81,6 +81,8 @@ func socketServer(t *testing.T) *Client {
 uplinks: [{name: up0, interface: eth1, address: 192.0.2.1}]
 networks: [{name: blue, uplink: up0, vni: 7, entries: [{mac: 52:54:00:00:00:02, ip: 10.0.0.2, vtep: 192.0.2.2}]}]
 ports: [{name: p1, network: blue, socket: /run/p1.sock, mac: 52:54:00:00:00:01, acl: {rules: ["allow in icmp type 8"]}}]
+volume-groups: [{name: gold, limits: {iops: 5}}]
+volumes: [{name: disk1, socket: /run/v1.sock, source: "nbds://192.0.2.9/v1", volume-group: gold, tls: {ca: /ca}}]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +93,8 @@ ports: [{name: p1, network: blue, socket: /run/p1.sock, mac: 52:54:00:00:00:01, 
 		},
 		Counters: func() control.Stats {
 			return control.Stats{At: time.Now(), Objects: []control.ObjectStats{{Kind: control.KindPort, Name: "p1",
-				Counters: control.Counters{Drops: map[string]uint64{"no-route": 1}}}}}
+				Counters: control.Counters{Drops: map[string]uint64{"no-route": 1}}},
+				{Kind: control.KindVolume, Name: "disk1", Volume: &control.VolumeStats{Operations: []control.OperationStats{{Operation: "read"}}}}}}
 		},
 	}
 	controller := control.New(engine, c, slog.New(slog.DiscardHandler))
@@ -138,7 +141,7 @@ func TestDocumentIsServed(t *testing.T) {
 		}
 		return r.StatusCode, body, r.Header
 	}
-	examples := map[string]string{"uplinks": "up0", "networks": "blue", "ports": "p1"}
+	examples := map[string]string{"uplinks": "up0", "networks": "blue", "ports": "p1", "volumes": "disk1", "volume-groups": "gold"}
 	answers := 0
 	for path, operations := range paths {
 		for _, method := range []string{"get", "put", "post", "delete", "patch"} {
@@ -152,7 +155,7 @@ func TestDocumentIsServed(t *testing.T) {
 				where += "?" + query.Encode()
 			}
 			if method == "delete" && known { // asked for what is not there, so that there is something for the others
-				where = strings.NewReplacer("up0", "x", "blue", "x", "p1", "x").Replace(where)
+				where = strings.NewReplacer("up0", "x", "blue", "x", "p1", "x", "disk1", "x", "gold", "x").Replace(where)
 			}
 			status, body, header := ask(strings.ToUpper(method), where)
 			switch {

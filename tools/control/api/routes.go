@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/shuntio/shunt/docs"
 	"github.com/shuntio/shunt/tools/control"
@@ -91,7 +92,7 @@ var routes = append([]route{
 		summary: "This document, as JSON",
 		stream:  (*Server).openAPIJSON,
 	},
-}, append(objectRoutes(), portRoutes...)...)
+}, slices.Concat(objectRoutes(), portRoutes, volumeRoutes)...)
 
 // objectRoutes are those of uplinks, networks and ports.
 func objectRoutes() (all []route) {

@@ -81,7 +81,7 @@ func (s *Server) stats(r *http.Request) (any, error) {
 	}
 	stats.Objects = slices.DeleteFunc(stats.Objects, func(o control.ObjectStats) bool { return o.Name != name })
 	if len(stats.Objects) == 0 {
-		return nil, absent("nothing named %q counts packets", name)
+		return nil, absent("nothing named %q counts anything", name)
 	}
 	return stats, nil
 }
@@ -234,6 +234,8 @@ func classify(err error) *Error {
 		e.Code = CodeRestart
 	case errors.Is(err, control.ErrConflict):
 		e.Code = CodeConflict
+	case errors.Is(err, control.ErrStore):
+		e.Code = CodeStore
 	case errors.Is(err, control.ErrClosed):
 		e.Code = CodeStopping
 	}

@@ -26,11 +26,13 @@ func (c *Config) check(at positions) []Problem {
 	k.uplinks()
 	k.networks()
 	k.ports()
+	k.volumes()
 	return k.problems
 }
 
 // fail reports a problem where path stands, or where the object around it does when the key is absent.
 func (k *checker) fail(path, format string, args ...any) {
+	path = strings.TrimPrefix(path, ".") // of a document that is one object
 	p := Problem{Path: path, Reason: fmt.Sprintf(format, args...)}
 	for around := path; ; {
 		if at, ok := k.at[around]; ok {

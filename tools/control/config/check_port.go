@@ -124,7 +124,7 @@ func (k *checker) portWorkers(at string, workers []int, queues int) {
 		}
 	}
 	if len(workers) > queues {
-		k.fail(at, "%d workers are named for %d of queues: name no more than that, or give the port more queues", len(workers), queues)
+		k.fail(at, "%d workers are named for %d of queues: name no more than that, or raise queues", len(workers), queues)
 	}
 }
 

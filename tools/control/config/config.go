@@ -51,6 +51,9 @@ type Config struct {
 	Uplinks  []Uplink  `json:"uplinks"`
 	Networks []Network `json:"networks"`
 	Ports    []Port    `json:"ports"`
+	// VolumeGroups are limits that volumes share.
+	VolumeGroups []VolumeGroup `json:"volume-groups"`
+	Volumes      []Volume      `json:"volumes"`
 }
 
 // Workers says which cores poll. It is read once at start: a change needs a restart.
@@ -115,6 +118,7 @@ type Entry struct {
 func (c Config) MarshalJSON() ([]byte, error) {
 	type plain Config // without this method
 	c.Uplinks, c.Networks, c.Ports = notNil(c.Uplinks), notNil(c.Networks), notNil(c.Ports)
+	c.VolumeGroups, c.Volumes = notNil(c.VolumeGroups), notNil(c.Volumes)
 	return json.Marshal(plain(c))
 }
 
@@ -145,6 +149,13 @@ func (c *Config) fill() {
 	}
 	for i := range c.Ports {
 		c.Ports[i].fill()
+	}
+	c.VolumeGroups, c.Volumes = some(c.VolumeGroups), some(c.Volumes)
+	for i := range c.VolumeGroups {
+		c.VolumeGroups[i].fill()
+	}
+	for i := range c.Volumes {
+		c.Volumes[i].fill()
 	}
 }
 

@@ -73,6 +73,8 @@ func TestExample(t *testing.T) {
 				Limits: Limits{FromGuest: Limit{PPS: 7, Burst: DefaultBurst}, ToGuest: Limit{PPS: 7, Burst: DefaultBurst}, Flood: usualFlood}},
 			{Name: "container", Network: "local", Interface: "veth1", Queues: 2, Coalesce: true, LearnLimit: DefaultPortLearn, Limits: noLimits},
 		},
+		VolumeGroups: []VolumeGroup{{Name: "gold", Limits: VolumeLimits{IOPS: 20000, BPS: 500000000, Burst: Duration(time.Second)}}},
+		Volumes:      exampleVolumes,
 	}
 	if diff := cmp.Diff(want, got, compareAddr); diff != "" {
 		t.Errorf("want -, got +:\n%s", diff)
@@ -145,11 +147,10 @@ func TestBadValues(t *testing.T) {
 		{"root list", "@- a\n", "this is a list: it must be a mapping of keys to values"},
 		{"root word", "@hello\n", "this is a string: it must be a mapping"},
 
-		{"unknown key", "workers: {}\n@portz: []\n", `unknown key "portz": the keys here are workers, control, uplinks, networks, ports`},
+		{"unknown key", "workers: {}\n@portz: []\n", `unknown key "portz": the keys here are workers, control, uplinks, networks, ports, volume-groups, volumes`},
 		{"unknown inner key", "workers: {@cpu: [1]}\n", `workers: unknown key "cpu": the keys here are cpus, idle, huge-pages`},
 		{"case matters", "@Ports: []\n", `unknown key "Ports"`},
 		{"key twice", port("@socket: /run/p2.sock\n"), "ports[0].socket: the key was given before, in line 5: keep one"},
-		{"volumes", "@volumes: []\n", "the key volumes is not supported: this version has no block storage"},
 		{"rdma", "@rdma: []\n", "the key rdma is not supported: this version has no RDMA"},
 
 		{"cpus word", "workers: {cpus: @all}\n", "workers.cpus: this is neither auto nor a list of cores"},

@@ -207,8 +207,7 @@ func (d *decoder) mapping(n *node, v reflect.Value, path string) {
 // later says in which words a key is refused that the design has and this version has not.
 var later = map[reflect.Type]map[string]string{
 	reflect.TypeFor[Config](): {
-		"volumes": "this version has no block storage, remove it",
-		"rdma":    "this version has no RDMA, remove it",
+		"rdma": "this version has no RDMA, remove it",
 	},
 }
 

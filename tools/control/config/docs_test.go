@@ -36,6 +36,7 @@ func TestDocumented(t *testing.T) {
 			{"`uplinks`", []reflect.Type{reflect.TypeFor[Uplink]()}},
 			{"`networks`", []reflect.Type{reflect.TypeFor[Network](), reflect.TypeFor[Entry]()}},
 			{"`ports`", []reflect.Type{reflect.TypeFor[Port](), reflect.TypeFor[Limits](), reflect.TypeFor[Limit](), reflect.TypeFor[FloodLimit](), reflect.TypeFor[acl.Policy]()}},
+			{"`volumes`", []reflect.Type{reflect.TypeFor[Volume](), reflect.TypeFor[VolumeGroup](), reflect.TypeFor[VolumeLimits](), reflect.TypeFor[TLS](), reflect.TypeFor[Digests]()}},
 		} {
 			if strings.HasPrefix(s, of.heading) {
 				for _, typ := range of.types {
@@ -44,8 +45,8 @@ func TestDocumented(t *testing.T) {
 			}
 		}
 	}
-	if len(section) != 10 {
-		t.Fatalf("%d of 10 types have a section", len(section))
+	if len(section) != 15 {
+		t.Fatalf("%d of 15 types have a section", len(section))
 	}
 	for typ, s := range section {
 		for _, key := range fieldsOf(typ).names {

@@ -83,6 +83,18 @@ func WithPort(base *Config, name string, text []byte) (*Config, error) {
 		func(p *Port) *string { return &p.Name })
 }
 
+// WithVolume does for volumes what WithUplink does for uplinks.
+func WithVolume(base *Config, name string, text []byte) (*Config, error) {
+	return with(base, "volumes", name, text, func(c *Config) *[]Volume { return &c.Volumes },
+		func(v *Volume) *string { return &v.Name })
+}
+
+// WithVolumeGroup does for volume groups what WithUplink does for uplinks.
+func WithVolumeGroup(base *Config, name string, text []byte) (*Config, error) {
+	return with(base, "volume-groups", name, text, func(c *Config) *[]VolumeGroup { return &c.VolumeGroups },
+		func(g *VolumeGroup) *string { return &g.Name })
+}
+
 func with[T any](base *Config, key, name string, text []byte, list func(*Config) *[]T, nameOf func(*T) *string) (*Config, error) {
 	var object T
 	at, problems := decode(text, &object, readJSON)
@@ -135,6 +147,14 @@ func ParseWorkers(text []byte) ([]int, error) {
 	var workers []int
 	err := parsePart(text, &workers, func(*checker) {})
 	return some(workers), err
+}
+
+// ParseVolumeSource decodes and checks the JSON document of a place where a volume's data are. The error is an *Error.
+func ParseVolumeSource(text []byte) (s VolumeSource, err error) {
+	err = parsePart(text, &s, func(k *checker) {
+		k.source("", Volume{Source: s.Source, Direct: s.Direct, TLS: s.TLS, Digests: s.Digests, HostNQN: s.HostNQN})
+	})
+	return s, err
 }
 
 func parsePart(text []byte, to any, check func(*checker)) error {

@@ -26,6 +26,9 @@ type Engine struct {
 	Counters func() control.Stats
 	Hits     func(port string) acl.Hits
 	Table    func(network string) ([]control.FDBEntry, error)
+	// Store is what the store of a source is, or why it is not to be had; nil: one of 1 GiB. Exports is what its server has to offer.
+	Store   func(s config.VolumeSource) (control.StoreStatus, error)
+	Exports []control.VolumeExport
 	// Capturer makes captures; nil: of nothing, so that their stream is empty.
 	Capturer func(control.CaptureOptions) (control.Capture, error)
 
@@ -33,6 +36,8 @@ type Engine struct {
 	uplinks  map[string]config.Uplink
 	networks map[string]config.Network
 	ports    map[string]config.Port
+	groups   map[string]config.VolumeGroup
+	volumes  map[string]config.Volume
 	calls    []string
 	broken   []string
 	closed   bool
@@ -74,6 +79,7 @@ func (e *Engine) change(ctx context.Context, method, name string, judge func() s
 	defer e.mu.Unlock()
 	if e.uplinks == nil {
 		e.uplinks, e.networks, e.ports = map[string]config.Uplink{}, map[string]config.Network{}, map[string]config.Port{}
+		e.groups, e.volumes = map[string]config.VolumeGroup{}, map[string]config.Volume{}
 	}
 	call := method + " " + name
 	e.calls = append(e.calls, call)
@@ -203,6 +209,11 @@ func (e *Engine) holder(socket, device, port string) string {
 			return "held by port " + o.Name
 		}
 	}
+	for _, o := range e.volumes {
+		if socket != "" && o.Socket == socket {
+			return "held by volume " + o.Name
+		}
+	}
 	return ""
 }
 
@@ -234,6 +245,9 @@ func (e *Engine) Status() control.EngineStatus {
 		s.Ports = append(s.Ports, control.PortStatus{Name: p.Name, Network: p.Network, Socket: p.Socket,
 			State: control.StateDisconnected, MAC: p.MAC})
 	}
+	for _, v := range e.volumes {
+		s.Volumes = append(s.Volumes, volumeStatus(v))
+	}
 	for _, n := range e.networks {
 		s.Networks = append(s.Networks, control.NetworkStatus{Name: n.Name, VNI: n.VNI, Uplink: n.Uplink, MTU: n.MTU,
 			Learning: n.Learning, Ports: members[n.Name], Static: len(n.Entries)})
@@ -254,6 +268,9 @@ func (e *Engine) Stats() control.Stats {
 	}
 	for name := range e.ports {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name})
+	}
+	for name := range e.volumes {
+		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindVolume, Name: name, Volume: &control.VolumeStats{}})
 	}
 	return s
 }

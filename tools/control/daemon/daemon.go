@@ -142,7 +142,7 @@ func (d *daemon) run() int {
 		return ExitUsage
 	}
 	d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
-		"networks", len(c.Networks), "ports", len(c.Ports))
+		"networks", len(c.Networks), "ports", len(c.Ports), "volumes", len(c.Volumes))
 	failure := d.serve(r)
 	if failure != nil {
 		d.log.Error("shuntd failed", "error", failure)

@@ -26,6 +26,7 @@ func scrape(t *testing.T) map[string][]string {
 uplinks: [{name: up0, interface: eth1, address: 192.0.2.1}]
 networks: [{name: blue, uplink: up0, vni: 7}]
 ports: [{name: p1, network: blue, socket: /run/p1.sock, mac: 52:54:00:00:00:01, acl: {rules: ["allow in icmp type 8"]}}]
+volumes: [{name: v1, socket: /run/v1.sock, source: "nbd://192.0.2.9/v1"}]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -39,9 +40,20 @@ ports: [{name: p1, network: blue, socket: /run/p1.sock, mac: 52:54:00:00:00:01, 
 				o.Counters, o.Queues = full, []control.QueueStats{{Queue: 0, Worker: 0, Counters: full}}
 				s.Objects = append(s.Objects, o)
 			}
+			times := control.Histogram{Count: 1, Sum: 1e-3, Buckets: []control.Bucket{{Bound: 1e-3, Count: 1}}}
+			s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindVolume, Name: "v1", Volume: &control.VolumeStats{
+				Operations: []control.OperationStats{{Operation: "read", Requests: 1, Queue: times, Store: times, Total: times}}}})
 			return s
 		},
 		Hits: func(string) acl.Hits { return acl.Hits{Rules: []uint64{3}, Default: 4, Always: 5} },
+	}
+	engine.Report = func() control.EngineStatus {
+		plain := controltest.Engine{}
+		s := plain.Status()
+		s.Uplinks, s.Networks = []control.UplinkStatus{{Name: "up0"}}, []control.NetworkStatus{{Name: "blue"}}
+		s.Ports = []control.PortStatus{{Name: "p1", Network: "blue"}}
+		s.Volumes = []control.VolumeStatus{{Name: "v1", Store: &control.StoreStatus{Size: 1 << 30}}}
+		return s
 	}
 	controller := control.New(engine, c, slog.New(slog.DiscardHandler))
 	if _, err := controller.Apply(t.Context(), c); err != nil {
@@ -99,6 +111,14 @@ func TestDashboard(t *testing.T) {
 	asked := map[string]bool{}
 	variables := []string{"datasource", "__rate_interval"}
 	known := func(where, metric string, labels ...string) {
+		for _, part := range []string{"_bucket", "_sum", "_count"} { // of a histogram
+			if whole, is := strings.CutSuffix(metric, part); is && metrics[whole] != nil {
+				metric = whole
+				if part == "_bucket" {
+					labels = slices.DeleteFunc(slices.Clone(labels), func(l string) bool { return l == "le" })
+				}
+			}
+		}
 		have, is := metrics[metric]
 		if !is {
 			t.Errorf("%s asks for %s, which no scrape has", where, metric)

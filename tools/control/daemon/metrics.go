@@ -97,6 +97,9 @@ func (*collector) Describe(out chan<- *prometheus.Desc) {
 		packetsDesc, framesDesc, portDesc, uplinkDesc, nextHopDesc, fdbDesc} {
 		out <- d
 	}
+	for _, d := range volumeDescs {
+		out <- d
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -108,6 +111,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	for _, o := range c.controller.Stats().Objects {
+		if o.Volume != nil {
+			collectVolume(out, o.Name, o.Volume)
+		}
 		if t, known := traffics[o.Kind]; known {
 			counter(t.rxPackets, o.RxPackets, o.Name)
 			counter(t.rxBytes, o.RxBytes, o.Name)
@@ -167,6 +173,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, p := range s.Ports {
 		gauge(portDesc, truth(p.State == control.StateConnected), p.Name, p.Network)
+	}
+	for _, v := range s.Volumes {
+		gauge(volumeConnected, truth(v.Guest), v.Name)
+		gauge(volumeStoreUp, truth(v.Store != nil && v.State != control.StateWaiting), v.Name)
+		if v.Store != nil {
+			gauge(volumeSize, float64(v.Store.Size), v.Name)
+		}
 	}
 }
 

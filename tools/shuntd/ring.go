@@ -1,0 +1,50 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/shuntio/shunt/dataplane/uring"
+	"golang.org/x/sys/unix"
+)
+
+// ring is the worker's io_uring, which is opened when it is needed first and stays: idle it costs nothing. The kernel's
+// threads for slow IO run where no worker does, if there is such a core.
+func (e *engine) ring(w *worker) (*uring.Ring, error) {
+	e.rings.Lock()
+	defer e.rings.Unlock()
+	if w.ring != nil {
+		return w.ring, nil
+	}
+	r, err := uring.Open(uring.Options{Entries: ringEntries, Files: ringFiles, Cores: e.others})
+	if err != nil {
+		return nil, err
+	}
+	w.Do(func() {
+		if err = r.Enable(); err == nil {
+			w.Add(r)
+			w.Watch(r.FD(), unix.POLLIN, false)
+		}
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("worker %d: %w", w.Index(), err), r.Close())
+	}
+	w.ring = r
+	e.log.Info("worker has an io_uring", "worker", w.Index(), "modes", r.InForce().String())
+	return r, nil
+}
+
+// What a worker's ring has room for: a full lane of 128 requests for each of 16 busy volumes, beyond which lanes wait for each other; and the files and
+// connections of as many volumes as a host has guests.
+const (
+	ringEntries = 2048
+	ringFiles   = 512
+)
+
+// ringLast makes the worker come to its ring after all that use it, so that what they asked for in a round goes out at its end.
+func (w *worker) ringLast() {
+	w.Do(func() {
+		w.Remove(w.ring)
+		w.Add(w.ring)
+	})
+}
