@@ -111,8 +111,8 @@ func (q *Device) walk(c *Chain, d desc) (err error) {
 	return nil
 }
 
-// walkPacked follows a chain of a packed ring from its first descriptor: consecutive ones, each available, or a single one
-// that stands for an indirect table, which is a chain from its first to its last (virtio 1.2, 2.8.7). It reports how many descriptors of the
+// walkPacked follows a chain of a packed ring from its first descriptor: consecutive ones, each available and those that Available has read as it read them, or a
+// single one that stands for an indirect table, which is a chain from its first to its last (virtio 1.2, 2.8.7). It reports how many descriptors of the
 // ring that were, and the chain's id, which the last one has.
 func (q *Device) walkPacked(c *Chain, d desc) (slots, id uint16, err error) {
 	c.begin()
@@ -130,6 +130,10 @@ func (q *Device) walkPacked(c *Chain, d desc) (slots, id uint16, err error) {
 			return 0, 0, fmt.Errorf("%w: longer than the %d descriptors not under way, or than %d buffers", ErrChain, q.size-p.out, cap(c.views))
 		}
 		at.advance(1, q.size)
+		if i := p.next + int(slots); i < p.read {
+			d = p.ahead[i]
+			continue
+		}
 		rest := shm.Load64(&p.desc[at.at].rest)
 		if rest&restTurn != at.available() {
 			return 0, 0, fmt.Errorf("%w: its descriptor %d is not available", ErrChain, at.at)

@@ -26,10 +26,11 @@ type packedSide struct {
 	known int    // chains that wait, as far as we looked
 
 	// What was read of the descriptors from avail on, when we looked. Each is read this once: where the driver is on another CPU, its cache lines are
-	// what a packed ring costs.
+	// what a packed ring costs, and chains must end where those that were counted did.
 	ahead  [look]desc
 	views  [look][]byte // their buffers, as far as Hint has translated them; nil: not in one region
 	next   int          // of ahead, the one at avail
+	read   int          // of ahead, behind the last one that was read
 	hinted int          // views from next to here hold
 }
 
@@ -52,13 +53,13 @@ func (p *packedSide) pending() bool {
 	return shm.Load64(&p.desc[p.avail.at].rest)&restTurn == p.avail.available()
 }
 
-// availablePacked counts the chains that wait. What it reads, Next reads again, and judges then.
+// availablePacked counts the chains that wait. What it reads, Next judges.
 func (q *Device) availablePacked() (int, error) {
 	p := &q.ring
 	if p.known > 0 {
 		return p.known, nil
 	}
-	p.next, p.hinted = 0, 0
+	p.next, p.hinted, p.read = 0, 0, 0
 	if !p.pending() {
 		return 0, nil
 	}
@@ -73,6 +74,7 @@ func (q *Device) availablePacked() (int, error) {
 			break
 		}
 		p.ahead[i] = unpack(d.addr, rest)
+		p.read = i + 1
 		more = rest >> 48 & descNext
 		known += int(more ^ descNext)
 		if at++; at == len(p.desc) {

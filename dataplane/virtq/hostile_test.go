@@ -208,3 +208,34 @@ func TestNothingAllocated(t *testing.T) {
 		}
 	}
 }
+
+// A driver joins chains of a packed ring that were looked at already, so that each is longer than what was counted. They are what they were.
+func TestPackedChainsJoinedMeanwhile(t *testing.T) {
+	r := newPackedRig(t, DeviceOptions{Size: 128})
+	for i := range 128 {
+		flags := uint16(av)
+		if i%2 == 0 {
+			flags |= next
+		}
+		r.putPacked(0, i, data+uint64(i), 1, uint16(i), flags)
+	}
+	chains, err := r.device.Available()
+	if chains != look/2 || err != nil {
+		t.Fatal(chains, err)
+	}
+	for i := 1; i < 120; i += 2 {
+		r.putPacked(0, i, data+uint64(i), 1, uint16(i), av|next)
+	}
+	for i := range chains {
+		if err := r.device.Next(r.chain); err != nil || r.chain.Slots != 2 || int(r.chain.Head) != 2*i+1 || len(r.chain.Readable) != 2 {
+			t.Fatalf("chain %d: %d descriptors, id %d, %d buffers, %v", i, r.chain.Slots, r.chain.Head, len(r.chain.Readable), err)
+		}
+	}
+	// What had not been read is as long as the driver makes it.
+	if n, err := r.device.Available(); n != 4 || err != nil {
+		t.Fatal(n, err)
+	}
+	if err := r.device.Next(r.chain); err != nil || r.chain.Slots != 58 || r.chain.Head != 121 {
+		t.Fatalf("the last chain: %d descriptors, id %d, %v", r.chain.Slots, r.chain.Head, err)
+	}
+}
