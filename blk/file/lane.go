@@ -204,7 +204,12 @@ func (l *lane) judge(s *slot, res int32) (o blk.Outcome, ended bool) {
 			return o, true
 		}
 	case s.stage == flushing || s.stage == syncing:
+		if l.store.doubtful.Load() {
+			return blk.Failed, true
+		}
 		return blk.OK, true
+	case s.withdrawn && s.chunk != nil && s.r.Op == blk.OpRead:
+		return blk.Withdrawn, true // its buffers may be in use for something else, if nobody waits for it any more
 	default:
 		if ok := l.progress(s, uint64(res)); !ok {
 			return blk.Failed, true
@@ -255,7 +260,20 @@ func (l *lane) failed(s *slot, errno unix.Errno) (o blk.Outcome, ended bool) {
 	case unix.EOPNOTSUPP, unix.ENOSYS:
 		return blk.Unsupported, !l.fallBack(s)
 	}
+	l.doubt(s, errno)
 	return blk.Failed, true
+}
+
+// doubt notes that the kernel could not write back what lies in the page cache. It tells that once, to whoever asks first, and forgets what it could not
+// write: no flush can be believed from then on, until the file is opened anew.
+func (l *lane) doubt(s *slot, errno unix.Errno) {
+	if l.store.shape.direct {
+		return // what is written is at the disk, and each flush asks the disk itself
+	}
+	flush := s.stage == flushing || s.stage == syncing
+	if flush || errno == unix.EIO && s.r.Op != blk.OpRead && stable(s.r) != 0 {
+		l.store.doubtful.Store(true)
+	}
 }
 
 // end gives the slot back and tells who submitted the request, who may submit the next one at once.

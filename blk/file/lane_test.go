@@ -2,6 +2,7 @@ package file
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"testing"
 
@@ -205,6 +206,99 @@ func TestShortAndInterrupted(t *testing.T) {
 	}
 	fake.say = nil
 	u.io(blk.OpRead, 0, m)
+}
+
+// A driver that asks for all of a disk at once gets it in parts: nobody else on the worker waits for that.
+func TestLarge(t *testing.T) {
+	modes(t, 24<<20, func(u *user, s *Store, path string, content []byte) {
+		l, longest := u.lane.(*lane), 0
+		for i := range l.slots {
+			l.slots[i].op.Handler = watcher{l, func(res int32) { longest = max(longest, int(res)) }}
+		}
+		m := memory(u, 10<<20)
+		random(m, 7)
+		parts := [][]byte{m[:512], m[512:][:8<<20], m[:1<<20], m[8<<20:]}
+		length := uint64(0)
+		for _, p := range parts {
+			copy(content[1<<20+length:], p)
+			length += uint64(len(p))
+		}
+		u.ok(newRequest(blk.OpWrite, 1<<20, length, parts...))
+		check(u, u, content)
+		back := memory(u, 20<<20)
+		u.ok(newRequest(blk.OpRead, 512, 20<<20-512, back[:20<<20-512]))
+		if !bytes.Equal(back[:20<<20-512], content[512:20<<20]) {
+			t.Error("other bytes were read")
+		}
+		if longest > 4<<20 {
+			t.Errorf("an operation of %d bytes", longest)
+		}
+	})
+}
+
+type watcher struct {
+	lane *lane
+	see  func(res int32)
+}
+
+func (w watcher) Completed(op *uring.Op, res int32, flags uint32) {
+	w.see(res)
+	w.lane.Completed(op, res, flags)
+}
+
+// The kernel tells once that it could not write back: no flush after that one succeeds, of whatever lane.
+func TestFlushFailsForGood(t *testing.T) {
+	modes(t, 1<<20, func(u *user, s *Store, path string, content []byte) {
+		l, other := u.lane.(*lane), u.open(s)
+		fake := &liar{lane: l}
+		for i := range l.slots {
+			l.slots[i].op.Handler = fake
+		}
+		m := memory(u, 4096)
+		write := newRequest(blk.OpWrite, 0, 4096, m)
+		write.FUA = true
+		for _, q := range []*request{newRequest(blk.OpFlush, 0, 0), write} {
+			s.doubtful.Store(false)
+			if u.ok(newRequest(blk.OpFlush, 0, 0)); s.State().Why != nil {
+				t.Error(s.State().Why)
+			}
+			fake.say = []int32{-int32(unix.EIO)}
+			if o := u.do(q); o != blk.Failed {
+				t.Errorf("%v that fails: outcome %d", q.Op, o)
+			}
+			want := blk.Failed
+			if s.shape.direct {
+				want = blk.OK // the disk is asked each time
+			}
+			for _, u := range []*user{u, other} {
+				if o := u.do(newRequest(blk.OpFlush, 0, 0)); o != want {
+					t.Errorf("a flush after a %v that failed: outcome %d", q.Op, o)
+				}
+			}
+			if failed := errors.Is(s.State().Why, ErrDoubtful); failed != (want == blk.Failed) {
+				t.Errorf("state %v", s.State().Why)
+			}
+			u.io(blk.OpRead, 0, m)
+		}
+	})
+}
+
+// What comes back from bounce memory after the request was asked back does not go to the guest's memory, which may be in use for something else by then.
+func TestWithdrawnBounce(t *testing.T) {
+	modes(t, 1<<20, func(u *user, s *Store, path string, content []byte) {
+		if !s.shape.direct {
+			return
+		}
+		m := memory(u, 8192)
+		q := newRequest(blk.OpRead, 0, 4096, m[1:][:4096])
+		u.submit(q)
+		u.ring.Flush()
+		u.lane.Withdraw(&q.Request)
+		u.until("it is back", func() bool { return q.done > 0 })
+		if q.outcome != blk.Withdrawn || !bytes.Equal(m, make([]byte, 8192)) {
+			t.Errorf("outcome %v, or something was written", q.outcome)
+		}
+	})
 }
 
 type liar struct {

@@ -40,6 +40,8 @@ var (
 	ErrSize = errors.New("bad size")
 	// ErrKind says that it is no disk.
 	ErrKind = errors.New("it is neither a regular file nor a block device")
+	// ErrDoubtful says that no flush succeeds any more.
+	ErrDoubtful = errors.New("what was written through the page cache could not be written to the disk, and may be lost: flushes fail until the volume is opened anew; look at the kernel's log")
 	// ErrDirect says that the file system has no O_DIRECT.
 	ErrDirect = errors.New("its file system has no O_DIRECT: use the page cache")
 )
@@ -55,6 +57,8 @@ type Store struct {
 
 	// What the file system has refused, so that it is not asked again: by lanes, on their workers.
 	noPunch, noRange atomic.Bool
+
+	doubtful atomic.Bool // something could not be written back: by lanes, see lane.doubt
 
 	zeroes *uring.Memory // to write where nothing else makes zeroes
 
@@ -133,8 +137,14 @@ func (s *Store) Refresh(context.Context) (blk.Info, error) {
 	return info, nil
 }
 
-// State: a file is always up.
-func (s *Store) State() blk.State { return blk.State{Up: true, Since: s.since} }
+// State: a file is always up, but may not be worth much.
+func (s *Store) State() blk.State {
+	state := blk.State{Up: true, Since: s.since}
+	if s.doubtful.Load() {
+		state.Why = fmt.Errorf("file %s: %w", s.path, ErrDoubtful)
+	}
+	return state
+}
 
 // Open makes a worker's way to the file.
 func (s *Store) Open(h blk.Host, e blk.Events) (blk.Lane, error) {

@@ -8,6 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// transferPart bounds one operation: the kernel may copy all of it, or pin its pages, before it comes back to the worker, and a driver that does not look at
+// the limits it is told of may ask for gigabytes.
+const transferPart = 4 << 20
+
 // prepare takes what a request that reads or writes needs until its end; false: there is none left.
 func (l *lane) prepare(s *slot) bool {
 	if s.stage != transferring {
@@ -65,17 +69,18 @@ func stable(r *blk.Request) int32 {
 	return 0
 }
 
-// fill puts buffers into a vector, without their first bytes.
+// fill puts buffers into a vector, without their first bytes. What does not fit, or is too much for one operation, is another one.
 func fill(v *uring.Vector, buffers [][]byte, skip uint64) {
 	for _, b := range buffers {
 		if skip >= uint64(len(b)) {
 			skip -= uint64(len(b))
 			continue
 		}
-		if !v.Add(b[skip:]) {
-			return // the rest is another operation
-		}
+		b = b[skip:]
 		skip = 0
+		if b = b[:min(len(b), transferPart-v.Len())]; len(b) == 0 || !v.Add(b) {
+			return
+		}
 	}
 }
 
