@@ -93,8 +93,10 @@ func NewDevice(o DeviceOptions) (*Device, error) {
 		d.pins = pinsOf(o.Queues)
 	}
 	d.init(o.Volume.Info(), o.Volume.Serial(), o.Grace)
+	before := d.disk.Load()
 	o.Volume.OnChange(d.Changed)
-	d.Changed(o.Volume.Info()) // it may have changed before we listened
+	i := o.Volume.Info() // it may have changed before we listened
+	d.disk.CompareAndSwap(before, limitsOf(&i, d.serial))
 	return d, nil
 }
 
