@@ -182,7 +182,8 @@ func (g *Gate) Done(r *Request, o Outcome) {
 		g.flushed(o)
 		return
 	}
-	if o == Lost || o == Withdrawn {
+	unflushed := o == OK && t.stable && !r.FUA
+	if o == Lost || o == Withdrawn || unflushed && t.ending != staying {
 		switch t.ending {
 		case staying:
 			g.lose(r)
@@ -196,14 +197,14 @@ func (g *Gate) Done(r *Request, o Outcome) {
 	}
 	switch {
 	case o != OK:
+	case unflushed:
+		g.written.insert(r)
+		g.secureWritten()
+		return
 	case r.Op == OpFlush:
 		if g.volume.ledger.cover(t.epoch); g.volume.ledger.fails(t.epoch) {
 			o, t.doomed = Failed, true
 		}
-	case t.stable && !r.FUA:
-		g.written.insert(r)
-		g.secureWritten()
-		return
 	case !t.stable && (r.Op == OpWrite || r.Op == OpWriteZeroes) && g.volume.info.Load().Flush:
 		g.volume.ledger.acknowledge(g.trunk.page)
 	}

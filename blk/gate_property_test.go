@@ -186,7 +186,15 @@ func (m *model) silence(*rapid.T) { m.store.Silence(rapid.Bool().Draw(m.t, "on")
 
 func (m *model) narrow(*rapid.T) { m.store.SetDepth(rapid.IntRange(1, 8).Draw(m.t, "depth")) }
 
-func (m *model) withdraw(*rapid.T) { m.gates[m.gate()].Withdraw() }
+// withdraw: whatever the store does, requests are back when the lane lets them go.
+func (m *model) withdraw(*rapid.T) {
+	gate := m.gate()
+	m.gates[gate].Withdraw()
+	m.rounds(2)
+	if n := m.gates[gate].Busy(); n != 0 {
+		m.t.Fatalf("%d requests are still at a gate from which they were withdrawn", n)
+	}
+}
 
 func (m *model) failing(*rapid.T) {
 	if !m.fail {
