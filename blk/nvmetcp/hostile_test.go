@@ -2,6 +2,9 @@ package nvmetcp
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -275,5 +278,61 @@ func TestHostileEvents(t *testing.T) {
 	}
 	if n, most := target.Admin[0x0c].Load()-before, uint64(time.Since(began)/eventPause)+2; n > most {
 		t.Errorf("%d events were taken in %v, at most %d should be", n, time.Since(began), most)
+	}
+}
+
+// What listens is no controller, or none that can be talked to.
+func TestHostileHandshake(t *testing.T) {
+	response := func(change func(b []byte)) []byte {
+		b := make([]byte, initLength)
+		header(b).common(pduICResp, 0, initLength, 0, initLength)
+		le.PutUint32(b[12:], 64<<10)
+		change(b)
+		return b
+	}
+	for _, k := range []struct {
+		name   string
+		answer []byte
+		want   string
+	}{
+		{"nothing", nil, "the other side hung up"},
+		{"half an answer", response(func([]byte) {})[:60], "the other side hung up"},
+		{"another protocol", bytes.Repeat([]byte("HTTP/1.1 400 Bad Request\r\n"), 10), "is this an NVMe/TCP port?"},
+		{"HLEN", response(func(b []byte) { b[2] = 24 }), "is this an NVMe/TCP port?"},
+		{"PLEN", response(func(b []byte) { b[7] = 255 }), "is this an NVMe/TCP port?"},
+		{"PFV", response(func(b []byte) { b[8] = 1 }), "speaks PDU format version 1"},
+		{"CPDA", response(func(b []byte) { b[10] = 32 }), "aligned to 33 dwords"},
+		{"digests", response(func(b []byte) { b[11] = 3 }), "answers digests header and data where none were asked for"},
+		{"MAXH2CDATA", response(func(b []byte) { le.PutUint32(b[12:], 4095) }), "takes 4095 bytes in an H2CData PDU"},
+		{"refusal", pdu(pduC2HTermReq, 0, 24, 0, 24, 0, 0, 0, fesUnsupported), "unsupported parameter"},
+		{"garbage after", append(response(func([]byte) {}), bytes.Repeat([]byte{0xee}, 200)...), "PDU type 0xee"},
+		{"no answer to Connect", append(response(func([]byte) {}), pdu(pduR2T, 0, 24, 0, 24)...), "in answer to a command without data"},
+		{"another's answer", append(response(func([]byte) {}), pdu(pduCapsuleResp, 0, 24, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9)...), "answer to command 0x9, which is not under way"},
+		{"success, and no more", append(response(func([]byte) {}), pdu(pduCapsuleResp, 0, 24, 0, 24)...), "the admin queue is gone"},
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.ReadFull(c, make([]byte, initLength))
+			c.Write(k.answer)
+			c.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, c)
+			c.Close()
+		}()
+		o := Options{Address: l.Addr().String(), NQN: nvmetcptest.NQN, HostNQN: "nqn.2026-11.io.shunt:host", HostID: [16]byte{1}}
+		s, err := Open(context.Background(), o)
+		if err == nil {
+			s.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), k.want) {
+			t.Errorf("%s: error %v, want %q", k.name, err, k.want)
+		}
+		l.Close()
 	}
 }

@@ -157,10 +157,10 @@ func (l *lane) attach(a *association, fd int, limits limits, kept, accessible bo
 	}
 	if l.out == nil || l.in == nil {
 		l.giveVectors()
-		return errors.New("the worker's io_uring has no vector left for another lane; give it more")
+		return fmt.Errorf("%w: its io_uring has no vector left for another lane (uring.Options.Vectors)", errWorker)
 	}
 	if l.file, err = l.host.Ring.Register(fd); err != nil {
-		return fmt.Errorf("register an NVMe/TCP connection with io_uring: %w", err)
+		return fmt.Errorf("%w: %w", errWorker, err)
 	}
 	l.association, l.limits, l.fd, l.why, l.broken = a, limits, fd, nil, nil
 	l.reset()

@@ -135,10 +135,13 @@ func (l *lane) conclude(t *task) {
 	}
 }
 
+// longestRest bounds what a controller can make a request wait at once.
+const longestRest = 10 * time.Second
+
 // delay is how long to wait before a task is tried again: as the controller says, else longer every time.
 func (l *lane) delay(t *task) time.Duration {
 	if d := l.limits.crdt[t.crd]; d > 0 {
-		return d
+		return min(d, longestRest)
 	}
 	return 10 * time.Millisecond << (2 * t.tries) // 10 ms to 10 s
 }

@@ -85,8 +85,9 @@ func (s *Store) serve(a *association, kept bool) error {
 	tasks.Go(func() { s.events(a) })
 	tasks.Go(func() { a.abortLate() })
 	for {
-		if a.ctx.Err() == nil {
-			s.connect(a, kept)
+		var timer <-chan time.Time
+		if a.ctx.Err() == nil && !s.connect(a, kept) {
+			timer = time.After(lanePause)
 		}
 		select {
 		case <-a.ctx.Done():
@@ -94,14 +95,18 @@ func (s *Store) serve(a *association, kept bool) error {
 		case <-a.admin.gone:
 			a.fail(a.admin.err)
 		case <-s.wake:
+		case <-timer:
 		case <-s.closing:
 			return ErrClosed
 		}
 	}
 }
 
-// connect gives every lane that has none its IO queue.
-func (s *Store) connect(a *association, kept bool) {
+// lanePause is until the next attempt for a lane whose worker lacked something.
+const lanePause = time.Second
+
+// connect gives every lane that has none its IO queue; false: one could not have it.
+func (s *Store) connect(a *association, kept bool) (all bool) {
 	up := true
 	for _, l := range s.open() {
 		if l.using == a {
@@ -114,18 +119,39 @@ func (s *Store) connect(a *association, kept bool) {
 			})
 			continue
 		}
-		if err := s.attach(a, l, kept); err != nil {
+		err := s.attach(a, l, kept)
+		if errors.Is(err, errWorker) {
+			up = false
+			s.set(func(st *blk.State) { st.Up, st.Why = false, err })
+		} else if err != nil {
 			a.fail(err)
-			return
+			return true
 		}
 	}
 	if access := a.access.Load(); up && (access == nil || access.accessible()) {
 		s.set(func(st *blk.State) { st.Up, st.Why = true, nil })
 	}
+	return up
+}
+
+// errWorker is in errors that are no fault of the controller's: the other lanes go on.
+var errWorker = errors.New("the lane's worker lacks something")
+
+// dialIO connects a lane's queue, again if the controller refuses: it may not have noticed yet that a former lane of that number is gone.
+func (a *association) dialIO(qid uint16) (c *conn, err error) {
+	for try := range 4 {
+		if pause(a.ctx, time.Duration(try)*50*time.Millisecond, nil) != nil {
+			break
+		}
+		if c, err = a.queue(a.ctx, qid); err == nil {
+			break
+		}
+	}
+	return c, err
 }
 
 func (s *Store) attach(a *association, l *lane, kept bool) error {
-	c, err := a.queue(a.ctx, l.qid)
+	c, err := a.dialIO(l.qid)
 	if err != nil {
 		return err
 	}
@@ -133,13 +159,13 @@ func (s *Store) attach(a *association, l *lane, kept bool) error {
 	fd, err := c.detach()
 	if err != nil {
 		c.Close()
-		return err
+		return fmt.Errorf("%w: %w", errWorker, err)
 	}
 	s.mu.Lock()
 	limits := a.limits(t)
 	s.mu.Unlock()
 	l.using, l.quiet = a, make(chan struct{})
-	err = errors.New("a fault in the worker's memory")
+	err = fmt.Errorf("%w: a fault in its memory", errWorker)
 	l.host.Worker.Do(func() {
 		access := a.access.Load()
 		err = l.attach(a, fd, limits, kept, access == nil || access.accessible())
