@@ -12,8 +12,10 @@ import (
 	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
+	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/uring"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
+	"golang.org/x/sys/unix"
 )
 
 // served is a device of a volume on a socket, with a front-end.
@@ -66,6 +68,29 @@ func workers(tb testing.TB, n int) []blk.Host {
 		hosts = append(hosts, blk.Host{Worker: w, Ring: ring})
 	}
 	return hosts
+}
+
+// TestRegisteredWithRings: real ones know the guest's memory while the front-end gives it.
+func TestRegisteredWithRings(t *testing.T) {
+	v, _ := openVolume(t, blktest.Options{Size: 1 << 20}, blk.VolumeOptions{})
+	hosts := workers(t, 2)
+	for _, h := range hosts {
+		h.Worker.Do(func() { check(t, h.Ring.Enable()) })
+	}
+	d, err := blk.NewDevice(blk.DeviceOptions{Volume: v, Queues: append(hosts, hosts[0]), Registered: true})
+	check(t, err)
+	d.Offer()
+	const size = 4 << 20
+	fd, err := shm.NewMemFD("shunt-test-guest", size)
+	check(t, err)
+	defer unix.Close(fd)
+	check(t, d.SetMemory([]vhostuser.Region{{UserAddr: 1 << 32, Size: size, FD: fd}}))
+	if s := d.State(); s.Registered != size || s.Unregistered != nil {
+		t.Errorf("%d bytes are registered: %v", s.Registered, s.Unregistered)
+	}
+	d.Disconnected()
+	check(t, d.Close())
+	check(t, v.Close())
 }
 
 func serve(tb testing.TB, o blktest.Options, v blk.VolumeOptions, queues int) *served {

@@ -83,9 +83,6 @@ func (e *engine) AddVolume(ctx context.Context, c config.Volume) error {
 
 // newVolume makes a volume that nothing was opened for.
 func (e *engine) newVolume(c config.Volume) (*volume, error) {
-	if c.RegisteredBuffers {
-		return nil, errors.New("registered-buffers is not supported yet: remove it")
-	}
 	if _, _, err := accounts(config.Port{Owner: c.Owner, Group: c.Group}); err != nil {
 		return nil, err
 	}
@@ -175,7 +172,7 @@ func (v *volume) try(ctx context.Context) (err error) {
 // serve makes the device, has the workers poll its queues, and lets the guest in.
 func (v *volume) serve(s *served, c config.Volume) (err error) {
 	o := blk.DeviceOptions{
-		Volume: s.volume, Grace: v.engine.grace, Failed: func(why error) { v.hangUp(s, why) }, ConfigChanged: s.tell,
+		Volume: s.volume, Registered: c.RegisteredBuffers, Grace: v.engine.grace, Failed: func(why error) { v.hangUp(s, why) }, ConfigChanged: s.tell,
 	}
 	for _, w := range v.places {
 		r, err := v.engine.ring(w)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -187,6 +188,93 @@ func TestVolumeServesAGuest(t *testing.T) {
 	}
 }
 
+// A volume whose guest's memory is registered, with queues on two workers, past the page cache, and one that is read-only.
+func TestVolumeKinds(t *testing.T) {
+	cpus := someCPUs(t, 2)
+	e, err := newEngine(config.Workers{CPUs: cpus, Idle: config.IdleAdaptive, HugePages: config.ToggleOff}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	dir, err := os.MkdirTemp(".", "volume") // where the working tree is there is O_DIRECT; on a tmpfs there may be none
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if dir, err = filepath.Abs(dir); err != nil {
+		t.Fatal(err)
+	}
+	sockets := t.TempDir()
+	direct := true
+	spread := []int{0}
+	if len(cpus) > 1 {
+		spread = []int{1, 0}
+	}
+	for name, change := range map[string]func(c *config.Volume){
+		"registered": func(c *config.Volume) { c.RegisteredBuffers = true },
+		"spread":     func(c *config.Volume) { c.Queues, c.Workers = 3, spread },
+		"direct":     func(c *config.Volume) { c.Direct = &direct },
+		"fua":        func(c *config.Volume) { c.Durability = config.DurabilityFUA },
+	} {
+		c := testVolume(t, dir, name, 1<<20)
+		c.Socket = filepath.Join(sockets, name)
+		change(&c)
+		if err := e.AddVolume(t.Context(), c); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		d, err := driver.Dial(t.Context(), c.Socket, driver.Options{Queues: c.Queues})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for q := range c.Queues {
+			s, err := d.NewSync(q, 64<<10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pattern := bytes.Repeat([]byte{byte(q + 1)}, 32<<10)
+			got := make([]byte, len(pattern))
+			if _, err = s.WriteAt(pattern, int64(q)<<16); err == nil {
+				_, err = s.ReadAt(got, int64(q)<<16)
+			}
+			if err != nil || !bytes.Equal(got, pattern) {
+				t.Errorf("%s, queue %d: %v", name, q, err)
+			}
+		}
+		s := volumeState(e, name)
+		if s.Queues != c.Queues || len(s.Workers) != c.Queues || name == "spread" && !slices.Equal(s.Workers[:len(spread)], spread) {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := e.RemoveVolume(t.Context(), name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	c := testVolume(t, dir, "ro", 1<<20)
+	c.Socket, c.ReadOnly = filepath.Join(sockets, "ro"), true
+	if err := e.AddVolume(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	_, s := attachDisk(t, c.Socket)
+	if _, err := s.WriteAt(make([]byte, 512), 0); err == nil {
+		t.Error("a guest has written to a read-only disk")
+	}
+	if status := volumeState(e, "ro"); !status.Store.ReadOnly || !slices.Contains(status.Features, "RO") {
+		t.Errorf("%+v", status)
+	}
+	for _, w := range e.Status().Workers {
+		if w.IOUring == "" {
+			t.Errorf("worker %d has no io_uring", w.ID)
+		}
+	}
+}
+
 // What is wrong with a configuration, or at this host, is refused in a sentence, and leaves nothing behind.
 func TestVolumeRefused(t *testing.T) {
 	dir, e, ctx := t.TempDir(), runningEngine(t), t.Context()
@@ -202,8 +290,6 @@ func TestVolumeRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	registered := testVolume(t, dir, "registered", 1<<20)
-	registered.RegisteredBuffers = true
 	group := testVolume(t, dir, "group", 1<<20)
 	group.Group = "no-such-group"
 	workers := testVolume(t, dir, "workers", 1<<20)
@@ -213,15 +299,14 @@ func TestVolumeRefused(t *testing.T) {
 		volume config.Volume
 		want   string
 	}{
-		"no file":            {volumeOf(t, dir, "none", "file://"+dir+"/none.img"), "no such file or directory"},
-		"a directory":        {volumeOf(t, dir, "dir", "file://"+dir), "neither a regular file nor a block device"},
-		"odd size":           {odd, "not a multiple"},
-		"socket taken":       {taken, "busy"},
-		"registered buffers": {registered, "registered-buffers is not supported yet: remove it"},
-		"group":              {group, "group: this host has no no-such-group"},
-		"workers":            {workers, "workers: 7 is not one of the 1 there are"},
-		"bad nbd":            {volumeOf(t, dir, "nbd", "nbd://192.0.2.9/v1?x=1"), "x=1 is not understood"},
-		"bad nvme":           {volumeOf(t, dir, "nvme", "nvme+tcp://192.0.2.9/nqn.2014-08.org.example:a?nsid=0"), `nsid "0" is no number of a namespace`},
+		"no file":      {volumeOf(t, dir, "none", "file://"+dir+"/none.img"), "no such file or directory"},
+		"a directory":  {volumeOf(t, dir, "dir", "file://"+dir), "neither a regular file nor a block device"},
+		"odd size":     {odd, "not a multiple"},
+		"socket taken": {taken, "busy"},
+		"group":        {group, "group: this host has no no-such-group"},
+		"workers":      {workers, "workers: 7 is not one of the 1 there are"},
+		"bad nbd":      {volumeOf(t, dir, "nbd", "nbd://192.0.2.9/v1?x=1"), "x=1 is not understood"},
+		"bad nvme":     {volumeOf(t, dir, "nvme", "nvme+tcp://192.0.2.9/nqn.2014-08.org.example:a?nsid=0"), `nsid "0" is no number of a namespace`},
 	} {
 		err := e.AddVolume(ctx, test.volume)
 		if err == nil || !strings.Contains(err.Error(), test.want) {
