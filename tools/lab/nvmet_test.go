@@ -142,7 +142,7 @@ func TestNVMeTarget(t *testing.T) {
 	t.Run("wrong", func(t *testing.T) {
 		for want, o := range map[string]nvmetcp.Options{
 			"has no namespace 2 for this host; it has [1 7]": {NQN: nvmetName, NSID: 2},
-			"there is none of that name here":              {NQN: nvmetName + "x"},
+			"there is none of that name here":                {NQN: nvmetName + "x"},
 		} {
 			o.Address = at
 			s, err := nvmetcp.Open(within(t, time.Minute), o)

@@ -520,6 +520,13 @@ func TestPortMoves(t *testing.T) {
 				n = 1_000_000
 			}
 			c := newCrew(t, ctx, queues, "workers: {cpus: [0, 1]}", "0", "1", "0, 1")
+			t.Cleanup(func() {
+				if t.Failed() {
+					ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+					defer cancel()
+					t.Logf("the end:\n%s%s", c.shuntctl(t, ctx, "stats"), c.shuntctl(t, ctx, "drops"))
+				}
+			})
 			c.listen(t, echoPort, true)
 			for _, way := range []struct {
 				guest int
