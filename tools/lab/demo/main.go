@@ -3,8 +3,10 @@
 //	┌─ node A (a network namespace) ──────────┐        ┌─ node B (a network namespace) ──┐
 //	│  QEMU guest                              │        │                                 │
 //	│  Debian's kernel, virtio-net  10.0.0.1   │        │  10.0.0.2  the kernel's VXLAN   │
-//	│      │ vhost-user: shared memory         │        │      │     device, not ours     │
+//	│      │           virtio-blk  /dev/vda    │        │      │     device, not ours     │
+//	│      │ vhost-user: shared memory         │        │      │                          │
 //	│  shuntd ── VXLAN over AF_XDP ── 192.0.2.1 ══ veth ══ 192.0.2.2                      │
+//	│        └── NBD over io_uring, TCP ──────┘ │        │    nbdkit: the guest's root     │
 //	└──────────────────────────────────────────┘        └─────────────────────────────────┘
 //
 // It needs root. Every address lies in a namespace that it makes.
@@ -49,6 +51,7 @@ const (
 	underlayA, underlayB = "192.0.2.1", "192.0.2.2"
 	guestIP, peerIP      = "10.0.0.1", "10.0.0.2"
 	guestMAC             = "52:54:00:00:00:01"
+	diskPort             = "10809"
 	vni                  = 100
 	mtu                  = 1450
 )
@@ -74,8 +77,10 @@ func run(ctx context.Context) (err error) {
 		{"build the guest's image from Debian's packages, once", d.image},
 		{"two nodes, joined by a cable", d.nodes},
 		{"node B: the kernel's own VXLAN device", d.peer},
+		{"node B: a cloud disk with the guest's root file system, served by nbdkit", d.disk},
 		{"node A: shuntd", d.start},
-		{"node A: boot a guest with Debian's stock kernel (QEMU, software emulation)", d.boot},
+		{"node A: boot a guest with Debian's stock kernel from the cloud disk (QEMU, software emulation)", d.boot},
+		{"the guest writes to its root, and reads what the disk holds", d.write},
 		{"guest and peer ping each other, 56, 1400 and 8000 bytes", d.ping},
 		{"iperf3 through QEMU's emulated CPU, which is the limit here", d.throughput},
 		{"what shuntd counted meanwhile", d.counters},
@@ -123,7 +128,10 @@ func (d *demo) image(ctx context.Context) (err error) {
 }
 
 func (d *demo) recipe(ctx context.Context) (guest.Image, error) {
-	return guest.Build(ctx, guest.Recipe{Progress: func(s string) { show("%s", s) }})
+	return guest.Build(ctx, guest.Recipe{
+		Root:     &guest.Root{MiB: 64},
+		Progress: func(s string) { show("%s", s) },
+	})
 }
 
 func (d *demo) nodes(ctx context.Context) (err error) {
@@ -154,6 +162,25 @@ func (d *demo) peer(ctx context.Context) error {
 	})
 }
 
+// disk serves a copy of the root file system.
+func (d *demo) disk(ctx context.Context) error {
+	image, err := d.recipe(ctx)
+	if err != nil {
+		return err
+	}
+	path, uri := filepath.Join(d.dir, "root.ext4"), "nbd://"+underlayB+":"+diskPort
+	if err := guest.CopyDisk(image.Root, path); err != nil {
+		return err
+	}
+	show("nbdkit --port %s file root.ext4", diskPort)
+	server, err := peer.StartNBD(ctx, d.nodeB, uri, "nbdkit", "--foreground", "--port", diskPort, "file", path)
+	if err != nil {
+		return err
+	}
+	d.later(func() error { server.Kill(); return nil })
+	return nil
+}
+
 func (d *demo) start(ctx context.Context) error {
 	binary, err := daemon.Build(ctx, d.dir)
 	if err != nil {
@@ -165,7 +192,9 @@ networks:
   - {name: blue, vni: %d, uplink: up0, mtu: %d, flood: [%s]}
 ports:
   - {name: vm1-eth0, network: blue, socket: %s, mac: "%s", ips: [%s]}
-`, vni, mtu, underlayB, d.socket(), guestMAC, guestIP)
+volumes:
+  - {name: vm1-root, socket: %s, source: "nbd://%s:%s/", serial: vm1-root}
+`, vni, mtu, underlayB, d.socket("vm1-eth0"), guestMAC, guestIP, d.socket("vm1-root"), underlayB, diskPort)
 	for line := range strings.Lines(config) {
 		show("%s", strings.TrimRight(strings.ReplaceAll(line, d.dir, "/run/shunt"), "\n"))
 	}
@@ -184,7 +213,7 @@ ports:
 	return nil
 }
 
-func (d *demo) socket() string { return filepath.Join(d.dir, "vm1-eth0.sock") }
+func (d *demo) socket(name string) string { return filepath.Join(d.dir, name+".sock") }
 
 func (d *demo) boot(ctx context.Context) error {
 	image, err := d.recipe(ctx)
@@ -192,7 +221,8 @@ func (d *demo) boot(ctx context.Context) error {
 		return err
 	}
 	d.guest, err = guest.Start(ctx, guest.Options{
-		Name: "vm1", Image: image, Dir: d.dir, NICs: []guest.NIC{{Socket: d.socket(), MAC: guestMAC, Reconnect: true, Properties: fmt.Sprintf("host_mtu=%d", mtu)}},
+		Name: "vm1", Image: image, Dir: d.dir, NICs: []guest.NIC{{Socket: d.socket("vm1-eth0"), MAC: guestMAC, Reconnect: true, Properties: fmt.Sprintf("host_mtu=%d", mtu)}},
+		Disks: []guest.Disk{{Socket: d.socket("vm1-root"), Reconnect: true}}, Root: "/dev/vda",
 	})
 	if err != nil {
 		return err
@@ -204,6 +234,22 @@ func (d *demo) boot(ctx context.Context) error {
 	}
 	kernel, mtu, _ := strings.Cut(strings.TrimSpace(out), "\n")
 	show("guest runs %s, eth0 is %s with an MTU of %s", kernel, guestIP, mtu)
+	return nil
+}
+
+func (d *demo) write(ctx context.Context) error {
+	out, err := d.guest.Shell(ctx, `echo "/dev/vda is $(cat /sys/block/vda/serial), $(($(cat /sys/block/vda/size) / 2048)) MiB, and the root: $(df -P / | tail -n 1)"
+dd if=/dev/urandom of=/demo bs=1M count=16 conv=fsync 2>/dev/null
+was=$(sha256sum </demo)
+echo 3 >/proc/sys/vm/drop_caches
+now=$(sha256sum </demo)
+[ "$was" = "$now" ] && echo "16 MiB written, flushed, read back from the disk: the same"`)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		show("%s", strings.TrimRight(line, "\n"))
+	}
 	return nil
 }
 
@@ -296,6 +342,17 @@ func (d *demo) counters(ctx context.Context) error {
 	for _, o := range s.Objects {
 		if o.RxPackets+o.TxPackets > 0 {
 			show("%-7s %-9s %12d %12d %9d", o.Kind, o.Name, o.RxPackets, o.TxPackets, o.Dropped())
+		}
+	}
+	for _, o := range s.Objects {
+		if o.Volume == nil {
+			continue
+		}
+		for _, op := range o.Volume.Operations {
+			if op.Requests > 0 {
+				mean := time.Duration(op.Total.Sum / float64(max(op.Total.Count, 1)) * 1e9)
+				show("volume  %-9s %7d requests to %-12s %9.1f MiB, %v each on average, %d errors", o.Name, op.Requests, op.Operation, float64(op.Bytes)/(1<<20), mean.Round(time.Microsecond), op.Errors)
+			}
 		}
 	}
 	for _, drop := range s.DropList() {
