@@ -143,7 +143,7 @@ func (w *Worker) wait(limit time.Duration) (timedOut bool) {
 func (w *Worker) hold() (least time.Duration) {
 	least = Forever
 	for i, l := range w.feeds {
-		if l != nil && l.waits != Forever {
+		if l != nil && l.owner.Load() == w && l.waits != Forever { // one that is polled by nobody yet has not been armed
 			w.wake[i].Fd = ^w.wake[i].Fd // poll(2) ignores what is negative
 			least = min(least, l.waits)
 		}
