@@ -59,3 +59,40 @@ func TestHoles(t *testing.T) {
 		}
 	}
 }
+
+// A guest rewrites its buffers all the time. What goes out has the digest of what goes out (the target looks), and what comes in fails no digest.
+func TestRewritten(t *testing.T) {
+	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
+	o := options(target)
+	o.DataDigest = true
+	c := newWorkbench(t).open(t, connect(t, o))
+	c.awaitUp()
+	stop, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for i := byte(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for at := 0; at < 256<<10; at += 61 {
+				c.memory[at] = i
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 50 {
+		for _, size := range []uint64{4096, 256 << 10} {
+			c.must(c.job(blk.OpWrite, 0, size, 0))
+			before := target.Commands[0x02].Load()
+			c.must(c.job(blk.OpRead, 0, size, 0))
+			if n := target.Commands[0x02].Load() - before; n != 1 {
+				t.Fatalf("a read took %d commands", n)
+			}
+		}
+	}
+	if len(c.downs) != 0 {
+		t.Errorf("the lane went down: %v", c.downs)
+	}
+}
