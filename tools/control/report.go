@@ -55,6 +55,8 @@ type WorkerStatus struct {
 	// Frames is how many packets its memory holds; FreeFrames is how many more it has room for now.
 	Frames     int `json:"frames"`
 	FreeFrames int `json:"free-frames"`
+	// IOUring is which of the kernel's features its io_uring uses, "basic" if none of the optional ones. Absent: it has no volume yet, and so no io_uring.
+	IOUring string `json:"io-uring,omitempty"`
 }
 
 // UplinkStatus is the state of a way to other hosts, with the modes in force.

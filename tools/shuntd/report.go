@@ -24,7 +24,7 @@ func (e *engine) Status() control.EngineStatus {
 		stats := w.Stats()
 		s.Workers = append(s.Workers, control.WorkerStatus{
 			ID: i, CPU: w.cpu, Idle: e.idle, Busy: w.load.busy(), Rounds: stats.Rounds.Load(), Sleeps: stats.Sleeps.Load(), Packets: stats.Work.Load(),
-			Frames: w.frames, FreeFrames: int(stats.Free.Load()),
+			Frames: w.frames, FreeFrames: int(stats.Free.Load()), IOUring: e.uringModes(w),
 		})
 	}
 	for _, u := range e.uplinks {
@@ -128,6 +128,7 @@ func (e *engine) Stats() control.Stats {
 	}
 	for i, w := range e.workers {
 		c := workerCounters(w.Stats())
+		e.countRing(w, c.More)
 		c.More["tso-cut"], c.More["tso-segments"] = e.fabric.Cut(i)
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindWorker, Name: strconv.Itoa(i), Counters: c})
 	}

@@ -48,3 +48,33 @@ func (w *worker) ringLast() {
 		w.Add(w.ring)
 	})
 }
+
+// ringOf is the worker's ring, nil if it has none.
+func (e *engine) ringOf(w *worker) *uring.Ring {
+	e.rings.Lock()
+	defer e.rings.Unlock()
+	return w.ring
+}
+
+// uringModes is for the status of a worker.
+func (e *engine) uringModes(w *worker) string {
+	r := e.ringOf(w)
+	if r == nil {
+		return ""
+	}
+	if modes := r.InForce().String(); modes != "" {
+		return modes
+	}
+	return "basic"
+}
+
+// countRing adds what the worker's ring counts.
+func (e *engine) countRing(w *worker, more map[string]uint64) {
+	r := e.ringOf(w)
+	if r == nil {
+		return
+	}
+	s := r.Stats()
+	more["uring-operations"], more["uring-completions"], more["uring-enters"] = s.Operations.Load(), s.Completions.Load(), s.Enters.Load()
+	more["uring-punted"], more["uring-overflows"], more["uring-full"] = s.Punted.Load(), s.Overflows.Load(), s.Full.Load()
+}

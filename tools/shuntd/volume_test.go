@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,93 @@ func TestVolumeServesAGuest(t *testing.T) {
 	file, err := os.ReadFile(filepath.Join(dir, "v1.img"))
 	if err != nil || !bytes.Equal(file[8192:8192+16384], pattern) {
 		t.Errorf("what the guest wrote is not in the file: %v", err)
+	}
+}
+
+// A volume whose guest's memory is registered, with queues on two workers, past the page cache, and one that is read-only.
+func TestVolumeKinds(t *testing.T) {
+	cpus := someCPUs(t, 2)
+	e, err := newEngine(config.Workers{CPUs: cpus, Idle: config.IdleAdaptive, HugePages: config.ToggleOff}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	dir, err := os.MkdirTemp(".", "volume") // where the working tree is there is O_DIRECT; on a tmpfs there may be none
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if dir, err = filepath.Abs(dir); err != nil {
+		t.Fatal(err)
+	}
+	sockets := t.TempDir()
+	direct := true
+	spread := []int{0}
+	if len(cpus) > 1 {
+		spread = []int{1, 0}
+	}
+	for name, change := range map[string]func(c *config.Volume){
+		"registered": func(c *config.Volume) { c.RegisteredBuffers = true },
+		"spread":     func(c *config.Volume) { c.Queues, c.Workers = 3, spread },
+		"direct":     func(c *config.Volume) { c.Direct = &direct },
+		"fua":        func(c *config.Volume) { c.Durability = config.DurabilityFUA },
+	} {
+		c := testVolume(t, dir, name, 1<<20)
+		c.Socket = filepath.Join(sockets, name)
+		change(&c)
+		if err := e.AddVolume(t.Context(), c); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		d, err := driver.Dial(t.Context(), c.Socket, driver.Options{Queues: c.Queues})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for q := range c.Queues {
+			s, err := d.NewSync(q, 64<<10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pattern := bytes.Repeat([]byte{byte(q + 1)}, 32<<10)
+			got := make([]byte, len(pattern))
+			if _, err = s.WriteAt(pattern, int64(q)<<16); err == nil {
+				_, err = s.ReadAt(got, int64(q)<<16)
+			}
+			if err != nil || !bytes.Equal(got, pattern) {
+				t.Errorf("%s, queue %d: %v", name, q, err)
+			}
+		}
+		s := volumeState(e, name)
+		if s.Queues != c.Queues || len(s.Workers) != c.Queues || name == "spread" && !slices.Equal(s.Workers[:len(spread)], spread) {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := e.RemoveVolume(t.Context(), name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	c := testVolume(t, dir, "ro", 1<<20)
+	c.Socket, c.ReadOnly = filepath.Join(sockets, "ro"), true
+	if err := e.AddVolume(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	_, s := attachDisk(t, c.Socket)
+	if _, err := s.WriteAt(make([]byte, 512), 0); err == nil {
+		t.Error("a guest has written to a read-only disk")
+	}
+	if status := volumeState(e, "ro"); !status.Store.ReadOnly || !slices.Contains(status.Features, "RO") {
+		t.Errorf("%+v", status)
+	}
+	for _, w := range e.Status().Workers {
+		if w.IOUring == "" {
+			t.Errorf("worker %d has no io_uring", w.ID)
+		}
 	}
 }
 
