@@ -149,6 +149,7 @@ func (a *lane) make(j *job) (ok bool) {
 func (a *lane) forget(j *job) {
 	switch j.Op {
 	case driver.Flush:
+		a.load.model.forgetFlush(j.issued)
 	case driver.In:
 		_ = a.load.model.endRead(j.from, j.to, j.issued, nil)
 	default:

@@ -21,6 +21,14 @@ type Model struct {
 	now     uint64 // counts events
 	flushed uint64 // the latest beginning of a flush that ended well
 	crashes []crash
+	flushes []uint64 // under way, by when they were issued
+	vouches []vouch
+}
+
+// vouch is a flush that ended well while others were under way. If one of those fails, the driver was told then: answers on several queues have no order.
+type vouch struct {
+	issued uint64
+	waits  []uint64 // flushes that were under way when it ended, and still are
 }
 
 // unit is a piece of the disk, and what may lie there, oldest first.
@@ -147,20 +155,49 @@ func (m *Model) endWrite(from, to int, issued uint64, ok bool) {
 func (m *Model) beginFlush() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.tick()
+	m.flushes = append(m.flushes, m.tick())
+	return m.now
 }
 
-// endFlush notes the end of a flush. One that ends well vouches for all that ended before it began.
+// forgetFlush takes back beginFlush: it was not issued.
+func (m *Model) forgetFlush(issued uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.flushes = without(m.flushes, issued)
+	for i := range m.vouches {
+		m.vouches[i].waits = without(m.vouches[i].waits, issued)
+	}
+}
+
+// endFlush notes the end of a flush. One that ends well vouches for all that ended before it began; one that fails has told the driver of every crash up to now.
 func (m *Model) endFlush(issued uint64, ok bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !ok {
+	m.flushes = without(m.flushes, issued)
+	if ok {
+		m.flushed = max(m.flushed, issued)
+		m.vouches = append(m.vouches, vouch{issued, slices.Clone(m.flushes)})
+	} else {
 		for i := range m.crashes {
 			m.crashes[i].told = true
 		}
-		return nil
+		m.vouches = slices.DeleteFunc(m.vouches, func(v vouch) bool { return slices.Contains(v.waits, issued) })
 	}
-	m.flushed = max(m.flushed, issued)
+	waiting := m.vouches[:0]
+	var err error
+	for _, v := range m.vouches {
+		if v.waits = without(v.waits, issued); len(v.waits) > 0 {
+			waiting = append(waiting, v)
+		} else if e := m.believe(v.issued); e != nil {
+			err = e
+		}
+	}
+	m.vouches = waiting
+	return err
+}
+
+// believe applies what a flush vouches for to the crashes that nobody was told of.
+func (m *Model) believe(issued uint64) error {
 	for i := range m.crashes {
 		c := &m.crashes[i]
 		if c.told {
@@ -174,6 +211,10 @@ func (m *Model) endFlush(issued uint64, ok bool) error {
 		}
 	}
 	return nil
+}
+
+func without(all []uint64, one uint64) []uint64 {
+	return slices.DeleteFunc(all, func(x uint64) bool { return x == one })
 }
 
 // beginCrash and endCrash note that a server crashes at a time between them.
@@ -297,17 +338,25 @@ func (m *Model) match(u *unit, sector, issued uint64, block []byte, strict bool)
 	return -1
 }
 
-// excuse notes that a write is seen that is hidden but for a crash.
+// excuse notes that a write is seen that is hidden but for a crash: one that the driver was told of, or else the next flush must fail.
 func (m *Model) excuse(u *unit, j int, issued uint64, what string) {
 	k := m.hidden(u, &u.writes[j], issued, true)
 	if k == nil {
 		return
 	}
+	var untold *crash
 	for i := range m.crashes {
-		if c := &m.crashes[i]; !c.told && k.issued < c.at && k.ended >= c.flushed {
-			c.lost = append(c.lost, loss{k.ended, what})
+		c := &m.crashes[i]
+		if k.issued >= c.at || k.ended < c.flushed {
+			continue
+		}
+		if c.told {
 			return
 		}
+		untold = c
+	}
+	if untold != nil {
+		untold.lost = append(untold.lost, loss{k.ended, what})
 	}
 }
 

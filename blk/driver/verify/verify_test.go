@@ -145,15 +145,22 @@ func whileRunning(t *testing.T, l *Load, times int, f func()) *Report {
 		err error
 	}
 	ended := make(chan result, 1)
+	early := func() { // a load that failed has nothing more to wait for
+		select {
+		case res := <-ended:
+			t.Fatal(res.err)
+		default:
+		}
+	}
 	go func() {
 		r, err := l.Run(ctx, -1)
 		ended <- result{r, err}
 	}()
 	for range times {
-		progress(t, l, 50)
+		progress(t, l, 50, early)
 		f()
 	}
-	progress(t, l, 50)
+	progress(t, l, 50, early)
 	stop()
 	res := <-ended
 	must(t, res.err)
@@ -162,7 +169,7 @@ func whileRunning(t *testing.T, l *Load, times int, f func()) *Report {
 }
 
 // progress waits until so many more requests were answered.
-func progress(t *testing.T, l *Load, n uint64) {
+func progress(t *testing.T, l *Load, n uint64, early func()) {
 	t.Helper()
 	count := func() (all uint64) {
 		for i := range l.o.Disk.Queues() {
@@ -172,6 +179,7 @@ func progress(t *testing.T, l *Load, n uint64) {
 	}
 	from := count()
 	for end := time.Now().Add(20 * time.Second); count() < from+n; time.Sleep(time.Millisecond) {
+		early()
 		if time.Now().After(end) {
 			t.Fatalf("%d requests answered in 20 s: %s", count()-from, l.o.Disk.Queue(0).Stuck())
 		}

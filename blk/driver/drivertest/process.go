@@ -1,0 +1,76 @@
+package drivertest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+)
+
+// childVariable has what an Engine in a process of its own is to be, as JSON.
+const childVariable = "SHUNT_DRIVERTEST_ENGINE"
+
+// Child makes this process an Engine, for ever, if Spawn has started it. Programs that Spawn call it first of all: tests in TestMain.
+func Child() {
+	s := os.Getenv(childVariable)
+	if s == "" {
+		return
+	}
+	var o EngineOptions
+	err := json.Unmarshal([]byte(s), &o)
+	if err == nil {
+		_, err = StartEngine(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "drivertest:", err)
+		os.Exit(1)
+	}
+	select {}
+}
+
+// Process is an Engine in a process of its own, that can be killed.
+type Process struct {
+	o    EngineOptions
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Spawn starts this program once more, as an Engine.
+func Spawn(o EngineOptions) (*Process, error) {
+	p := &Process{o: o}
+	return p, p.Restart()
+}
+
+// Restart starts it again after a Kill.
+func (p *Process) Restart() error {
+	b, err := json.Marshal(p.o)
+	if err != nil {
+		return err
+	}
+	p.cmd = exec.Command("/proc/self/exe")
+	p.cmd.Env = append(os.Environ(), childVariable+"="+string(b))
+	p.cmd.Stdout, p.cmd.Stderr = os.Stderr, os.Stderr
+	if err := p.cmd.Start(); err != nil {
+		return fmt.Errorf("start an engine: %w", err)
+	}
+	p.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) { _ = cmd.Wait(); close(done) }(p.cmd, p.done)
+	return nil
+}
+
+// PID is its process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Gone is closed when it has ended.
+func (p *Process) Gone() <-chan struct{} { return p.done }
+
+// Kill kills it, and returns when it is gone.
+func (p *Process) Kill() error {
+	err := p.cmd.Process.Kill()
+	<-p.done
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
