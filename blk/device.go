@@ -22,6 +22,7 @@ type Device struct {
 
 	disk         atomic.Pointer[limits] // what requests are judged by
 	writeThrough atomic.Bool            // by the driver's choice, or since there is nothing to flush
+	left         atomic.Int32           // runs that were stopped and have requests at the store
 
 	mu       sync.Mutex // held by control calls, never by a worker
 	features uint64

@@ -3,6 +3,8 @@ package blk
 import (
 	"encoding/binary"
 	"errors"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -281,6 +283,38 @@ func TestRemovedMemory(t *testing.T) {
 		}
 		if err := b.dev.RemoveMemory(vhostuser.Region{GuestAddr: 1, Size: 4096}); err == nil {
 			t.Errorf("%s: memory that was not there was removed", ring)
+		}
+	}
+}
+
+// TestAreaGoes: a front-end that truncates the area of requests in flight ends its own device, whatever is done there.
+func TestAreaGoes(t *testing.T) {
+	for ring, bit := range rings {
+		b := bare(t, modern|bit, bedQueue)
+		b.gate.disk = make([]byte, bedSize)
+		b.begin(bedInfo)
+		b.drive()
+		path := filepath.Join(t.TempDir(), "s")
+		backend, err := vhostuser.Listen(vhostuser.Options{Path: path, Log: slog.New(slog.DiscardHandler)}, b.dev)
+		b.must(err)
+		f, err := vhostuser.Dial(path)
+		b.must(err)
+		b.must(f.Negotiate(b.features|vhostuser.FeatureProtocol, vhostuser.DefaultProtocolFeatures|vhostuser.ProtocolConfig))
+		b.must(f.SetMemory(b.regions()...))
+		fd, err := unix.MemfdCreate("unsealed", unix.MFD_CLOEXEC)
+		b.must(err)
+		b.must(unix.Ftruncate(fd, 1<<16))
+		b.must(f.SetInflight(vhostuser.InflightFile{FD: fd, Bytes: 1 << 16, Queues: 1, Size: bedQueue}))
+		b.must(unix.Ftruncate(fd, 0))
+		_ = f.SetConfig(configWriteback, []byte{0}, false)
+		if err := f.StartVring(b.vring(nil)); err == nil {
+			t.Errorf("%s: a ring was started", ring)
+		}
+		_ = f.Close()
+		_ = unix.Close(fd)
+		b.must(backend.Close())
+		if len(b.failed) == 0 {
+			t.Errorf("%s: nobody was told", ring)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/guestmem"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 )
 
 // Queue is one virtqueue of a disk: a dataplane.Source, polled by one worker.
@@ -33,6 +34,8 @@ type Queue struct {
 	base   uint32        // where the ring stood when it was stopped
 	memory *guestmem.Map // of the guest; nil before the table came
 	log    *guestmem.Log // for writes to it; nil: nobody wants to know
+
+	opening *vhostuser.Inflight // an area that is looked at and no run has yet
 }
 
 var _ dataplane.Source = (*Queue)(nil)
@@ -72,7 +75,7 @@ const (
 // Poll takes what the driver has made available.
 func (q *Queue) Poll() (n int) {
 	r := q.run
-	if r == nil || r.paused {
+	if r == nil || r.paused || q.waits() {
 		return 0
 	}
 	defer q.contain()
@@ -129,8 +132,11 @@ const pollInterval = 500 * time.Microsecond
 // Arm asks the driver to kick.
 func (q *Queue) Arm() time.Duration {
 	r := q.run
-	if r == nil || r.paused {
+	switch {
+	case r == nil || r.paused:
 		return dataplane.Forever
+	case q.waits():
+		return pollInterval
 	}
 	defer q.contain()
 	r.ring.Arm()
@@ -149,7 +155,7 @@ func (q *Queue) Pending() bool {
 	if len(r.done) > 0 {
 		return true
 	}
-	if r.paused {
+	if r.paused || q.waits() {
 		return false
 	}
 	defer q.contain()
@@ -165,6 +171,10 @@ func (q *Queue) Disarm() {
 	defer q.contain()
 	r.ring.Disarm()
 }
+
+// waits tells whether a ring that was stopped has left requests with the store. They may still be done, behind those that are taken now: an old write over a newer
+// one, an old read into a buffer that has another use. So nothing is taken until they have ended.
+func (q *Queue) waits() bool { return q.device.left.Load() > 0 }
 
 // Stats may be read by anybody.
 func (q *Queue) Stats() *QueueStats { return &q.stats }
@@ -194,7 +204,8 @@ func (q *Queue) fault(address uintptr) bool {
 		what = "the guest's memory"
 	case q.log.Contains(address):
 		what = "the dirty log of the guest's migration"
-	case q.run != nil && q.run.area.Contains(address):
+	case q.run != nil && q.run.area.Contains(address), q.opening.Contains(address):
+		q.opening = nil
 		what = "the area of requests in flight"
 	default:
 		return false

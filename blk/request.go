@@ -92,6 +92,8 @@ type slot struct {
 	ended  Outcome
 	stable bool // the write is stable when it is done; FUA is the gate's while it has the request
 	gone   bool // its buffers are in memory that the front-end took away
+	lent   bool // the gate has it
+	keeps  bool // it keeps such memory from being used for anything else
 	spans  [MaxRanges]span
 	at, n  int // of spans: the one under way, how many there are
 }

@@ -118,7 +118,7 @@ func (r *run) take(l *limits, through bool) error {
 }
 
 func (r *run) submit(s *slot) {
-	s.state, s.FUA = atGate, s.stable
+	s.state, s.FUA, s.lent = atGate, s.stable, true
 	r.out++
 	r.queue.gate.Submit(&s.Request)
 }
@@ -127,9 +127,14 @@ func (r *run) submit(s *slot) {
 func (s *slot) Done(_ *Request, o Outcome) {
 	r := s.run
 	r.out--
-	s.ended = o
+	s.ended, s.lent = o, false
+	if s.keeps {
+		s.keeps = false
+		r.queue.device.memory.Release()
+	}
 	if r.orphaned {
 		if r.out == 0 {
+			r.queue.device.left.Add(-1)
 			r.queue.device.memory.Release()
 		}
 		return

@@ -48,7 +48,9 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 	if packed && int(told&^virtq.PackedStart) >= size {
 		return fmt.Errorf("the front-end has it begin at %d of %d descriptors", told&^virtq.PackedStart, size)
 	}
+	q.opening = d.area
 	notes, base, resumed, err := openInflight(d.area, c.Index, l, size, packed, told)
+	q.opening = nil
 	if err != nil {
 		return err
 	}
@@ -122,29 +124,50 @@ func (d *Device) UpdateVring(c vhostuser.VringConfig) error {
 func (q *Queue) useMemory(m *guestmem.Map) {
 	q.memory = m
 	r := q.run
-	if r == nil || r.failed {
+	if r == nil {
+		return
+	}
+	lost := r.mislay(m)
+	if r.failed {
 		return
 	}
 	r.ring.SetMemory(m)
 	r.spare.Clear()
 	for i := range r.slots {
-		s := &r.slots[i]
-		if s.state == idle {
+		if s := &r.slots[i]; s.state == idle {
 			s.chain.Clear()
 			s.status, s.Buffers = nil, nil
-			continue
-		}
-		if s.state == answered {
-			continue
-		}
-		if _, ok := m.Guest(s.status); !ok {
-			q.fail(fmt.Errorf("ring %d: the front-end removed memory that holds a request under way", q.index))
-			return
-		}
-		for _, v := range s.Buffers {
-			if _, ok := m.Guest(v); !ok {
-				s.gone = true
-			}
 		}
 	}
+	if lost {
+		q.fail(fmt.Errorf("ring %d: the front-end removed memory that holds a request under way", q.index))
+	}
+}
+
+// mislay notes which requests lie in memory that is not in the map, and tells whether the status of any does. As long as the store has one of them, the addresses of that
+// memory are not to be anybody else's; also where the ring has failed.
+func (r *run) mislay(m *guestmem.Map) (lost bool) {
+	missing := func(view []byte) bool {
+		if m == nil {
+			return true
+		}
+		_, ok := m.Guest(view)
+		return !ok
+	}
+	for i := range r.slots {
+		s := &r.slots[i]
+		if s.state != atGate && s.state != withdrawn {
+			continue
+		}
+		for _, v := range s.Buffers {
+			s.gone = s.gone || missing(v)
+		}
+		none := missing(s.status)
+		lost = lost || none
+		if (none || s.gone) && s.lent && !s.keeps {
+			s.keeps = true
+			r.queue.device.memory.Hold()
+		}
+	}
+	return lost
 }

@@ -11,7 +11,8 @@ import (
 //
 //	0 ms    nothing is taken any more; what is under way has until drainTime to end by itself, which is what happens to nearly all of it
 //	20 ms   the gate is asked to call the rest back (Lane.Withdraw)
-//	75 ms   what has not come back by then is left alone: its run waits for it, its guest memory cannot be used for anything else
+//	75 ms   what has not come back by then is left alone: its run waits for it, its guest memory cannot be used for anything else, and no ring
+//	        of the device takes anything until it has ended
 //
 // and whatever has no answer is given back to the driver's side of the ring (inflight.go), so the front-end is told a base behind which nothing is lost. A device
 // with many queues spends drainTime once.
@@ -129,6 +130,7 @@ func (q *Queue) forget() {
 	q.runs.Store(false)
 	if r.out > 0 {
 		r.orphaned = true
+		q.device.left.Add(1)
 		q.device.memory.Hold()
 		return
 	}

@@ -1,12 +1,14 @@
 package blk
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/shm"
 )
 
 // run has the worker poll the bed's queue by itself, and returns when it does.
@@ -133,13 +135,18 @@ func TestStopLeaves(t *testing.T) {
 		b.inTime("StopVring", func() { base, err = b.dev.StopVring(0) })
 		b.must(err)
 
-		// The same ring again, on the same queue, while the other request is where it was.
+		// The same ring again, on the same queue, while the other request is where it was: an old write must not come behind a new one.
 		b.start(&base)
-		b.await("the request once more", func() bool { return len(b.gate.waiting) == 2 })
-		b.worker.Do(func() {
-			b.gate.answer(OK)
-			b.gate.answer(OK)
-		})
+		for range 3 {
+			b.worker.Do(func() {
+				if n := b.queue().Poll(); n != 0 || len(b.gate.waiting) != 1 || b.queue().Pending() {
+					t.Errorf("%s: %d taken while a request of before is under way", ring, n)
+				}
+			})
+		}
+		b.worker.Do(func() { b.gate.answer(OK) })
+		b.await("the request once more", func() bool { return len(b.gate.waiting) == 1 })
+		b.worker.Do(func() { b.gate.answer(OK) })
 		b.await("an answer", func() bool { return b.driver.Pending() })
 		if _, _, ok, err := b.driver.Used(); !ok || err != nil {
 			t.Errorf("%s: %v, %v", ring, ok, err)
@@ -174,10 +181,41 @@ func TestRemoveMemoryInTime(t *testing.T) {
 	b.add(request, b.buffers(1))
 	b.run()
 	b.await("a request at the store", func() bool { return len(b.gate.waiting) == 1 })
+	at := fmt.Sprintf("%x-", shm.Address(b.gate.waiting[0].Buffers[0])&^0xfff)
 	b.inTime("RemoveMemory", func() { b.must(b.dev.RemoveMemory(b.regions()[1])) })
+	// The kernel may be about to write there.
+	kept := func() bool {
+		maps, _ := os.ReadFile("/proc/self/maps")
+		_, line, found := strings.Cut("\n"+string(maps), "\n"+at)
+		return found && strings.HasPrefix(line[strings.Index(line, " ")+1:], "---p")
+	}
+	if !kept() {
+		t.Error("addresses that a request under way has are free")
+	}
 	b.worker.Do(func() { b.gate.end(0, OK) }) // its status is gone
 	b.await("the end of the queue", func() bool { return len(b.failed) == 1 })
-	b.worker.Do(func() {})
+	b.await("the end of the addresses", func() bool { return !kept() })
+}
+
+// TestRemoveMemoryOfFailed: the same where the ring has failed before.
+func TestRemoveMemoryOfFailed(t *testing.T) {
+	b := newBed(t, bedInfo, modern)
+	b.gate.hold, b.gate.deaf = true, true
+	request := b.buffers(16, 512)
+	b.put(header(1, 0), request)
+	b.add(request, b.buffers(1))
+	b.round()
+	b.add(b.buffers(16), nil) // without a status
+	b.round()
+	if len(b.failed) != 1 || len(b.gate.waiting) != 1 {
+		t.Fatal(b.failed, len(b.gate.waiting))
+	}
+	at := fmt.Sprintf("\n%x-", shm.Address(b.gate.waiting[0].Buffers[0])&^0xfff)
+	b.must(b.dev.RemoveMemory(b.regions()[1]))
+	if maps, _ := os.ReadFile("/proc/self/maps"); !strings.Contains(string(maps), at) {
+		t.Error("addresses that a request under way has are free")
+	}
+	b.worker.Do(func() { b.gate.end(0, OK) })
 }
 
 // TestWake: a kick wakes a sleeping worker, and a driver without kicks is looked at.
