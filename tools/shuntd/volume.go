@@ -97,19 +97,27 @@ func (e *engine) newVolume(c config.Volume) (*volume, error) {
 	return v, err
 }
 
-// open tries until the volume is served or ended. The first error is told, too.
+// open tries until the volume is served or ended. How the first attempt ended is told, and in the log is what the next ones meet.
 func (v *volume) open(ctx context.Context, first chan<- error) {
 	defer close(v.done)
+	said := ""
 	for pause := leastTryPause; ; pause = min(2*pause, mostTryPause) {
 		err := v.try(ctx)
-		select {
-		case first <- err:
-		default:
+		if err != nil {
+			v.mu.Lock()
+			v.why = err
+			v.mu.Unlock()
+		}
+		if first != nil {
+			first <- err
+			first = nil
+		} else if err != nil && err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			v.log.Warn("volume waits for its store", "reason", reasonOf(err))
 		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		v.waits(err)
 		select {
 		case <-ctx.Done():
 			return
@@ -125,16 +133,6 @@ func (v *volume) refuses(err error) bool {
 
 // errHere is for what fails at this host, not at the store.
 var errHere = errors.New("of this host")
-
-// waits notes why the volume is not in service.
-func (v *volume) waits(err error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.why.Error() != err.Error() {
-		v.log.Warn("volume waits for its store", "source", v.config.Source, "reason", reasonOf(err))
-	}
-	v.why = err
-}
 
 // try opens store, device and socket, or leaves nothing open.
 func (v *volume) try(ctx context.Context) (err error) {
