@@ -287,7 +287,7 @@ func (g *Gate) Flush() {
 // Withdraw asks for all requests back. Those that the lane does not have are done when it returns, the others as soon as the lane lets them go: Withdrawn,
 // unless they have ended otherwise.
 func (g *Gate) Withdraw() {
-	for _, l := range [...]*tickets{&g.limited, &g.ready, &g.lost, &g.written, &g.covered, &g.ended} {
+	for _, l := range [...]*tickets{&g.written, &g.covered, &g.limited, &g.ready, &g.lost, &g.ended} { // writes before the flush that is theirs
 		g.drain(l, Withdrawn)
 	}
 	for last := g.order; g.away.first != nil && g.away.first.held.order <= last; {
