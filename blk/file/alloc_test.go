@@ -1,0 +1,61 @@
+package file
+
+import (
+	"testing"
+
+	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane/uring"
+)
+
+func TestNothingAllocated(t *testing.T) {
+	modes(t, 1<<20, func(u *user, s *Store, path string, content []byte) {
+		m := memory(u, 1<<18)
+		zeroes := newRequest(blk.OpWriteZeroes, 0, 8192)
+		unmap := newRequest(blk.OpWriteZeroes, 0, 8192)
+		unmap.Unmap = true
+		for name, q := range map[string]*request{
+			"read":           newRequest(blk.OpRead, 4096, 8192, m[:4096], m[8192:][:4096]),
+			"write":          newRequest(blk.OpWrite, 4096, 8192, m[:4096], m[8192:][:4096]),
+			"bounced read":   newRequest(blk.OpRead, 4096, 8192, m[1:][:4096], m[8192:][:4096]),
+			"bounced write":  newRequest(blk.OpWrite, 4096, 8192, m[1:][:4096], m[8192:][:4096]),
+			"several chunks": newRequest(blk.OpRead, 0, 1<<18-4096, m[1:][:1<<18-4096]),
+			"flush":          newRequest(blk.OpFlush, 0, 0),
+			"discard":        newRequest(blk.OpDiscard, 0, 8192),
+			"zeroes":         zeroes,
+			"unmap":          unmap,
+		} {
+			if n := testing.AllocsPerRun(10, func() {
+				q.done = 0
+				u.lane.Submit(&q.Request)
+				u.lane.Flush()
+				for q.done == 0 {
+					u.worker.Round()
+				}
+			}); n != 0 {
+				u.Errorf("%s: %v allocations", name, n)
+			}
+			if q.outcome != blk.OK {
+				u.Errorf("%s: outcome %d", name, q.outcome)
+			}
+		}
+	})
+}
+
+// A file that the page cache holds is read without any thread of io-wq.
+func TestReadsStayOnTheWorker(t *testing.T) {
+	path, _ := makeFile(t, t.TempDir(), 4<<20)
+	s := openStore(t, path, Options{})
+	u := newBed(t, uring.Options{}).open(s)
+	m := memory(t, 4096)
+	before, _, err := uring.IOWorkers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1000 {
+		u.io(blk.OpRead, uint64(i)*4096, m)
+	}
+	after, _, err := uring.IOWorkers()
+	if err != nil || after > before {
+		t.Errorf("%d io-wq threads before, %d after: %v", before, after, err)
+	}
+}
