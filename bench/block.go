@@ -77,11 +77,16 @@ type BlockResult struct {
 	Latency  driver.Histogram
 }
 
-// Rate is in requests a second; PerCPU in requests a second of CPU time.
+// Rate is in requests a second.
 func (r *BlockResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
 
-// PerCPU is in requests a second of CPU time.
-func (r *BlockResult) PerCPU() float64 { return float64(r.Requests) / r.CPU.Seconds() }
+// PerCPU is in requests a second of CPU time; zero: the time was too short to tell.
+func (r *BlockResult) PerCPU() float64 {
+	if r.CPU <= 0 {
+		return 0
+	}
+	return float64(r.Requests) / r.CPU.Seconds()
+}
 
 // Block puts the same loads on each of the peers by turns, so that what else the machine does hits all alike. Results are by cell, and in it by peer.
 func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockResult, err error) {

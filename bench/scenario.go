@@ -19,6 +19,8 @@ type Options struct {
 	WorkerCPU, GuestCPU int
 	// Interface is the uplink of scenarios that have one, in the calling thread's namespace.
 	Interface string
+	// Dir is where scenarios of disks make their files. Empty: the system's directory for temporary ones.
+	Dir string
 }
 
 // Scenario is something to be measured.
@@ -46,13 +48,13 @@ type Report struct {
 
 // Scenarios are all there are, by name.
 func Scenarios() []Scenario {
-	all := []Scenario{
+	all := append(blockScenarios(), []Scenario{
 		{"guest-to-guest", "one guest sends to another on the same host, through the switch", guestToGuest(GuestToGuestOptions{})},
 		{"guest-to-guest-both", "two guests on the same host send to each other", guestToGuest(GuestToGuestOptions{Both: true})},
 		{"guest-to-guest-packed", "guest-to-guest with packed rings", guestToGuest(GuestToGuestOptions{Packed: true})},
 		{"guest-to-guest-in-order", "guest-to-guest with packed rings used in order", guestToGuest(GuestToGuestOptions{Packed: true, InOrder: true})},
 		{"guest-to-wire", "a guest sends into a VXLAN network; needs an interface whose peer takes what comes", guestToWire},
-	}
+	}...)
 	slices.SortFunc(all, func(a, b Scenario) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }

@@ -22,6 +22,7 @@ import (
 )
 
 func main() {
+	bench.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	cmd := command()
@@ -92,6 +93,7 @@ func runCommand() *cobra.Command {
 	f.IntVar(&o.WorkerCPU, "worker-cpu", 0, "CPU of the worker")
 	f.IntVar(&o.GuestCPU, "guest-cpu", 1, "CPU of the load generator")
 	f.StringVar(&o.Interface, "interface", "", "uplink of the scenarios that have one")
+	f.StringVar(&o.Dir, "dir", "", "where disks have their files (default: the directory for temporary ones)")
 	f.StringVarP(&output, "output", "o", "table", "table for people, json for programs")
 	return cmd
 }
