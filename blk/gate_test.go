@@ -304,3 +304,19 @@ func TestWriteAgainBeforeFlush(t *testing.T) {
 		}
 	}
 }
+
+// A write that is asked back while it waits for a flush that the lane had no room for was not refused by anybody, whatever the policy.
+func TestWithdrawBeforeFlush(t *testing.T) {
+	r := newRig(t, 3, blktest.Options{Depth: 1, NoFUA: true}, blk.Policy{Durability: blk.DurabilityFUA, OnError: blk.Fail})
+	w := r.submit(0, blk.OpWrite, 0, sectors(1, 1))
+	r.workers[0].Round() // it is written
+	r.store.Silence(true)
+	other := r.submit(2, blk.OpRead, 0, sectors(1, 0))
+	r.rounds(1)
+	r.open(w)
+	r.gates[0].Withdraw()
+	r.ended(w, blk.Withdrawn)
+	r.gates[2].Withdraw()
+	r.rounds(2)
+	r.ended(other, blk.Withdrawn)
+}
