@@ -25,7 +25,8 @@ func (c *command) apply() *cobra.Command {
 				return err
 			}
 			return c.with(cmd, func(ctx context.Context, client *api.Client) error {
-				return c.changed(client.Apply(ctx, want))
+				changes, err := client.Apply(ctx, want)
+				return errors.Join(c.changed(changes, err), c.waiting(ctx, client, changes))
 			})
 		},
 	}
@@ -34,6 +35,30 @@ func (c *command) apply() *cobra.Command {
 		panic(err) // the flag is right above
 	}
 	return cmd
+}
+
+// waiting tells people of volumes that were changed and wait for their stores.
+func (c *command) waiting(ctx context.Context, client *api.Client, changes []control.Change) error {
+	touched := map[string]bool{}
+	for _, change := range changes {
+		if change.Kind == control.KindVolume && (change.Action == control.Created || change.Action == control.Replaced) {
+			touched[change.Name] = true
+		}
+	}
+	if len(touched) == 0 || c.output == "json" {
+		return nil
+	}
+	s, err := client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	t := newTable(c.out)
+	for _, v := range s.Volumes {
+		if v.State == control.StateWaiting && touched[v.Name] {
+			t.line("volume %s waits for its store: %s", v.Name, v.Reason)
+		}
+	}
+	return t.end()
 }
 
 // read checks the file here, where it has lines and columns.

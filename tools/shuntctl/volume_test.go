@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -66,6 +67,10 @@ func TestVolumeGolden(t *testing.T) {
 		}
 		e.Counters = func() control.Stats { return diskCounters(10) }
 	})
+	again := filepath.Join(t.TempDir(), "again.yaml") // one is replaced, as its source has changed
+	if err := os.WriteFile(again, []byte(strings.Replace(exampleDisks, "nvme+tcp://192.0.2.9", "nvme+tcp://192.0.2.10", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		golden string
 		status int
@@ -88,6 +93,7 @@ func TestVolumeGolden(t *testing.T) {
 		{"volume-exports", 0, []string{"volume", "exports", "nbd://192.0.2.9"}},
 		{"volume-exports.json", 0, []string{"volume", "exports", "nvme+tcp://192.0.2.9", "-o", "json"}},
 		{"volume-group-used", 1, []string{"delete", "volume-group", "gold"}},
+		{"volume-apply", 0, []string{"apply", "-f", again}},
 		{"volume-delete", 0, []string{"delete", "volume", "vm1-root"}},
 	} {
 		t.Run(test.golden, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"sync"
 
+	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/xsk"
 	"github.com/shuntio/shunt/tools/control"
@@ -41,8 +42,9 @@ type engine struct {
 	groups   map[string]*volumeGroup
 	volumes  map[string]*volume
 
-	rings  sync.Mutex // held while one is opened
-	others []int      // cores that we may use and no worker runs on
+	stores func(context.Context, storeOptions) (blk.Store, error) // openStore
+	rings  sync.Mutex                                             // held while one is opened
+	others []int                                                  // cores that we may use and no worker runs on
 
 	taps taps
 }
@@ -52,7 +54,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
 		log: log, idle: c.Idle, ended: make(chan error, 1),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
-		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{},
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore,
 	}
 	defer func() {
 		if err != nil {
@@ -76,7 +78,7 @@ func (e *engine) Ended() <-chan error { return e.ended }
 
 // Close implements control.Engine.
 func (e *engine) Close(ctx context.Context) error {
-	return errors.Join(append(e.removeAll(), e.release(ctx))...)
+	return errors.Join(append(e.removeAll(ctx), e.release(ctx))...)
 }
 
 // release gives back what newEngine took, as far as it came.
@@ -100,9 +102,9 @@ func (e *engine) release(ctx context.Context) error {
 }
 
 // removeAll takes everything out of service. What ports keep for those who serve their guests next stays.
-func (e *engine) removeAll() (errs []error) {
+func (e *engine) removeAll(ctx context.Context) (errs []error) {
 	for _, v := range e.takeVolumes() {
-		errs = append(errs, v.end())
+		errs = append(errs, v.end(ctx))
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -21,7 +22,7 @@ func newTestEngine(t *testing.T, workers int) *engine {
 	}
 	e.fabric = vxlan.NewSwitch(threads, vxlan.Options{})
 	t.Cleanup(e.fabric.Close)
-	t.Cleanup(func() { e.removeAll() })
+	t.Cleanup(func() { e.removeAll(context.Background()) })
 	return e
 }
 

@@ -65,7 +65,7 @@ func TestRingStatesGoWithTheirPort(t *testing.T) {
 	if err := e.AddPort(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(e.removeAll()...); err != nil {
+	if err := errors.Join(e.removeAll(t.Context())...); err != nil {
 		t.Fatal(err)
 	}
 	there(true, "stopped")

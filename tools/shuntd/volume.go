@@ -35,6 +35,7 @@ type volume struct {
 	served *served // nil: the store was not reached yet
 	why    error   // and this is why
 	since  time.Time
+	ended  bool // nobody waits for what is still being opened
 }
 
 // served is a volume whose store is open.
@@ -73,7 +74,7 @@ func (e *engine) AddVolume(ctx context.Context, c config.Volume) error {
 	case <-ctx.Done():
 	}
 	if err != nil && v.refuses(err) {
-		return errors.Join(refused(err), v.end())
+		return errors.Join(refused(err), v.end(ctx))
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -145,7 +146,7 @@ func (v *volume) try(ctx context.Context) (err error) {
 	s.volume, err = blk.OpenVolume(blk.VolumeOptions{
 		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Log: v.engine.log,
 		Open: func(w blk.Watcher) (blk.Store, error) {
-			return openStore(ctx, storeOptions{VolumeSource: c.From(), quiesce: time.Duration(c.Quiesce), lanes: len(distinct(v.places)), watcher: w})
+			return v.engine.stores(ctx, storeOptions{VolumeSource: c.From(), quiesce: time.Duration(c.Quiesce), lanes: len(distinct(v.places)), watcher: w})
 		},
 	})
 	if err != nil {
@@ -155,9 +156,14 @@ func (v *volume) try(ctx context.Context) (err error) {
 		return errors.Join(err, v.close(s))
 	}
 	v.mu.Lock()
-	v.served, v.why = s, nil
-	now := v.config
+	now, late := v.config, v.ended
+	if !late {
+		v.served, v.why = s, nil
+	}
 	v.mu.Unlock()
+	if late {
+		return v.close(s)
+	}
 	v.setPolicy()
 	if err := v.permit(s, c, now); err != nil { // meanwhile
 		v.log.Warn("the volume's socket keeps the mode and owner it was made with", "reason", err)
@@ -237,14 +243,23 @@ func (v *volume) close(s *served) error {
 	return errors.Join(err, s.volume.Close())
 }
 
-// end takes a volume out of service, from any state.
-func (v *volume) end() error {
+// end takes a volume out of service, from any state. An opener that hangs in the kernel, as on a network file system that does not answer, is left alone after
+// ctx: it closes what it opens.
+func (v *volume) end(ctx context.Context) error {
 	v.stop()
-	<-v.done
+	select {
+	case <-v.done:
+	case <-ctx.Done():
+	}
 	v.mu.Lock()
 	s := v.served
-	v.served = nil
+	v.served, v.ended = nil, true
 	v.mu.Unlock()
+	select {
+	case <-v.done:
+	default:
+		return fmt.Errorf("its store is still being opened: %w", ctx.Err())
+	}
 	if s == nil {
 		return nil
 	}
@@ -293,7 +308,7 @@ func (e *engine) UpdateVolume(_ context.Context, c config.Volume) error {
 }
 
 // RemoveVolume implements control.Engine.
-func (e *engine) RemoveVolume(_ context.Context, name string) error {
+func (e *engine) RemoveVolume(ctx context.Context, name string) error {
 	e.mu.Lock()
 	v := e.volumes[name]
 	delete(e.volumes, name)
@@ -301,7 +316,7 @@ func (e *engine) RemoveVolume(_ context.Context, name string) error {
 	if v == nil {
 		return fmt.Errorf("volume %s: %w", name, control.ErrNotFound)
 	}
-	e.left("volume", name, v.end())
+	e.left("volume", name, v.end(ctx))
 	return nil
 }
 

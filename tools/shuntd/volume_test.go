@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/blk/driver"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -427,12 +428,46 @@ func TestVolumeEndsWhileItsServerIsSilent(t *testing.T) {
 	if err := e.RemoveVolume(t.Context(), "v0"); err != nil {
 		t.Error(err)
 	}
-	for _, err := range e.removeAll() {
+	for _, err := range e.removeAll(t.Context()) {
 		if err != nil {
 			t.Error(err)
 		}
 	}
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// A file system that hangs in the kernel holds up nobody who removes the volume. What is opened all the same in the end is closed.
+func TestVolumeEndsWhileItsFileHangs(t *testing.T) {
+	dir, e := t.TempDir(), runningEngine(t)
+	hang := make(chan struct{})
+	e.stores = func(ctx context.Context, o storeOptions) (blk.Store, error) {
+		<-hang
+		return openStore(ctx, o)
+	}
+	c := testVolume(t, dir, "v1", 1<<20)
+	if err := e.AddVolume(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	e.mu.Lock()
+	v := e.volumes["v1"]
+	e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := e.RemoveVolume(ctx, "v1"); err != nil {
+		t.Error(err)
+	}
+	close(hang)
+	select {
+	case <-v.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the opener does not end")
+	}
+	if _, err := os.Stat(c.Socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket of a volume that was removed while it was opened: %v", err)
+	}
+	if err := e.AddVolume(t.Context(), c); err != nil || volumeState(e, "v1").State != control.StateDisconnected {
+		t.Errorf("again: %v, %+v", err, volumeState(e, "v1"))
 	}
 }
