@@ -73,9 +73,15 @@ func (s *shelf) qemuNBD(t *testing.T, name string, args ...string) *peer.NBDServ
 // serve starts a server by a shell's command, of which $0 is its socket: what is killed leaves that behind, and not each takes it over.
 func (s *shelf) serve(t *testing.T, name, command string, args ...string) *peer.NBDServer {
 	t.Helper()
+	return s.serveAt(t, name, s.nbd(name), command, args...)
+}
+
+// serveAt is serve where what there is has another URI.
+func (s *shelf) serveAt(t *testing.T, name, uri, command string, args ...string) *peer.NBDServer {
+	t.Helper()
 	need.Program(t, "nbdkit", "qemu-nbd", "nbdinfo")
 	socket := filepath.Join(s.dir, name+".nbd")
-	server, err := peer.StartNBD(t.Context(), nil, s.nbd(name), "sh", append([]string{"-c", `rm -f "$0"; ` + command, socket}, args...)...)
+	server, err := peer.StartNBD(t.Context(), nil, uri, "sh", append([]string{"-c", `rm -f "$0"; ` + command, socket}, args...)...)
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
