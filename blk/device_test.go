@@ -73,10 +73,7 @@ func workers(tb testing.TB, n int) []blk.Host {
 // TestRegisteredWithRings: real ones know the guest's memory while the front-end gives it.
 func TestRegisteredWithRings(t *testing.T) {
 	v, _ := openVolume(t, blktest.Options{Size: 1 << 20}, blk.VolumeOptions{})
-	hosts := workers(t, 2)
-	for _, h := range hosts {
-		h.Worker.Do(func() { check(t, h.Ring.Enable()) })
-	}
+	hosts := blktest.Run(t, 2)
 	d, err := blk.NewDevice(blk.DeviceOptions{Volume: v, Queues: append(hosts, hosts[0]), Registered: true})
 	check(t, err)
 	d.Offer()
