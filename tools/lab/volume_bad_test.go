@@ -1,0 +1,119 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/control/config"
+	"github.com/shuntio/shunt/tools/lab/daemon"
+	"github.com/shuntio/shunt/tools/lab/netlab"
+	"github.com/shuntio/shunt/tools/need"
+)
+
+// TestBadVolumes: what can be wrong about a source, each with the one sentence that says so: when it is checked, and when a daemon starts with it, which refuses what
+// the operator has to change here, and has a volume wait for a server that may have it tomorrow.
+func TestBadVolumes(t *testing.T) {
+	need.Program(t, "nbdkit", "openssl")
+	ctx := within(t, time.Minute)
+	s := newShelf(t, "[1]")
+	for _, name := range []string{"readonly", "short", "file"} {
+		s.blank(t, name, shelfDisk)
+	}
+	must(t, os.Truncate(s.image("short"), 1000))
+	s.nbdkit(t, "readonly", "-r", "file", s.image("readonly"))
+	exports := filepath.Join(s.dir, "exports")
+	must(t, os.Mkdir(exports, 0o700))
+	must(t, os.WriteFile(filepath.Join(exports, "there"), make([]byte, 4096), 0o600))
+	at := "?socket=" + exports + ".nbd"
+	s.serveAt(t, "exports", "nbd+unix:///there"+at, `exec nbdkit -f -U "$0" "$@"`, "file", "dir="+exports)
+	secure := s.strangers(t)
+
+	checker := start(t, namespace(t, "checker"), "checker", "workers: {cpus: [1], huge-pages: off}\n")
+	for name, test := range map[string]struct {
+		source, more, want string
+		waits              bool
+	}{
+		"wrong URI":             {source: "nbd://", want: "names no host"},
+		"unknown scheme":        {source: "iscsi://192.0.2.9/x", want: `has the scheme "iscsi"`},
+		"missing export":        {source: "nbd+unix:///gone" + at, want: "no such export", waits: true},
+		"refused connection":    {source: "nbd://127.0.0.1:1/x", want: "connection refused", waits: true},
+		"missing socket":        {source: "nbd+unix:///x?socket=" + s.dir + "/none", want: "no such file", waits: true},
+		"read-only server":      {source: s.nbd("readonly"), want: "read-only", waits: true},
+		"wrong certificate":     {source: secure + "&tls-hostname=localhost", want: "unknown authority", waits: true},
+		"size of half a sector": {source: "file://" + s.image("short"), want: "not a multiple"},
+		"missing file":          {source: "file://" + s.image("missing"), want: "no such file"},
+		"directory":             {source: "file://" + s.dir, want: "neither a regular file nor a block device"},
+		"serial too long":       {source: "file://" + s.image("file"), more: ", serial: a-serial-of-22-bytes-x", want: "at most 20"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.more == "" {
+				_, err := checker.API().CheckVolume(ctx, config.VolumeSource{Source: test.source})
+				oneSentence(t, "the check", fmt.Sprint(err), test.want)
+			}
+			volume := fmt.Sprintf("workers: {cpus: [1], huge-pages: off}\nvolumes:\n  - {name: bad, socket: %q, source: %q%s}\n",
+				filepath.Join(t.TempDir(), "s"), test.source, test.more)
+			d := prepare(t, namespace(t, "host"), "shuntd", volume)
+			err := d.Start(ctx)
+			if test.waits {
+				must(t, err)
+				oneSentence(t, "the status", waitsFor(t, ctx, d, "bad"), test.want)
+				return
+			}
+			exit := (*daemon.ExitError)(nil)
+			if !errors.As(err, &exit) || exit.Status <= 0 {
+				t.Fatalf("the daemon: %v", err)
+			}
+			lines := strings.Split(strings.TrimSpace(exit.Log), "\n")
+			oneSentence(t, "the refusal", lines[len(lines)-1], test.want)
+		})
+	}
+}
+
+// oneSentence looks for words in what must be one line that a person can read.
+func oneSentence(t *testing.T, who, said, want string) {
+	t.Helper()
+	if said = strings.TrimSpace(said); !strings.Contains(said, want) || strings.Contains(said, "\n") || len(said) > 500 {
+		t.Errorf("%s says %q, want one sentence with %q", who, said, want)
+	}
+	t.Logf("%s: %s", who, said)
+}
+
+// waitsFor is why a volume waits, once its store was tried.
+func waitsFor(t *testing.T, ctx context.Context, d *daemon.Daemon, name string) string {
+	t.Helper()
+	for {
+		v, err := d.API().Volume(ctx, name)
+		must(t, err)
+		if v.Status.State == control.StateWaiting && !strings.Contains(v.Status.Reason, "being opened") {
+			return v.Status.Reason
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("volume %s is %s: %s", name, v.Status.State, v.Status.Reason)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// strangers starts a server whose certificate nobody here has signed, and returns its URI.
+func (s *shelf) strangers(t *testing.T) (uri string) {
+	t.Helper()
+	pki := filepath.Join(s.dir, "pki")
+	must(t, os.Mkdir(pki, 0o700))
+	key, cert := filepath.Join(pki, "server-key.pem"), filepath.Join(pki, "server-cert.pem")
+	run(t, (*netlab.Namespace)(nil), "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+		"-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert)
+	text, err := os.ReadFile(cert)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(pki, "ca-cert.pem"), text, 0o600))
+	uri = "nbds+unix:///?socket=" + filepath.Join(s.dir, "secure.nbd")
+	s.serveAt(t, "secure", uri+"&tls-certificates="+pki, `exec nbdkit -f -U "$0" "$@"`, "--tls=require", "--tls-certificates="+pki, "memory", "1M")
+	return uri
+}
