@@ -69,7 +69,7 @@ func TestRefusedRequest(t *testing.T) {
 		{"no body", "PUT", "/v1/config", "", 400, "bad-request", "the request has no body"},
 		{"large", "PUT", "/v1/config", strings.Repeat(" ", 5<<20), 413, "too-large", "the body is larger than 4 MiB"},
 		{"unknown key", "PUT", "/v1/config", `{"network": []}`, 400, "invalid-config",
-			`1:2: unknown key "network": the keys here are workers, control, uplinks, networks, ports`},
+			`1:2: unknown key "network": the keys here are workers, control, uplinks, networks, ports, volume-groups, volumes`},
 		{"another worker", "PUT", "/v1/config", `{"workers": {"idle": "poll"}}`, 409, "restart-required", "..."},
 		{"wrong value", "PUT", "/v1/ports/p1", `{"network": "blue", "socket": "/run/p1", "mac": "1:2"}`, 400, "invalid-config",
 			`1:49: mac: "1:2" is not a MAC address: write it as 52:54:00:00:00:01`},
