@@ -13,6 +13,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/uring"
+	"github.com/shuntio/shunt/tools/need"
 	"golang.org/x/sys/unix"
 )
 
@@ -185,7 +186,7 @@ func places(t *testing.T, fn func(t *testing.T, dir string)) {
 	t.Run("tmpfs", func(t *testing.T) {
 		dir, err := os.MkdirTemp("/dev/shm", "shunt-test-")
 		if err != nil {
-			t.Skip(err)
+			need.Missing(t, "%v", err)
 		}
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		fn(t, dir)

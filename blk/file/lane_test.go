@@ -8,6 +8,7 @@ import (
 
 	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/dataplane/uring"
+	"github.com/shuntio/shunt/tools/need"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,7 @@ func modes(t *testing.T, size int, fn func(u *user, s *Store, path string, conte
 				path, content := makeFile(t, dir, size)
 				s, err := Open(path, Options{Direct: direct})
 				if err != nil {
-					t.Skip(err)
+					need.Missing(t, "%v", err)
 				}
 				t.Cleanup(func() {
 					if err := s.Close(); err != nil {
@@ -354,7 +355,7 @@ func TestTruncated(t *testing.T) {
 func TestFull(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skipf("mount a small tmpfs: %v", err)
+		need.Missing(t, "mount a small tmpfs: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	path := dir + "/disk.img"

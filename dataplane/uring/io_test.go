@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/shuntio/shunt/tools/need"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,7 +73,7 @@ func newFile(tb testing.TB, r *Ring, dir string, size, flags int) (File, []byte)
 	}
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
 	if err != nil {
-		tb.Skipf("open with flags %#x: %v", flags, err)
+		need.Missing(tb, "open with flags %#x: %v", flags, err)
 	}
 	defer unix.Close(fd) // the ring keeps its own
 	return registerFD(tb, r, fd), content
