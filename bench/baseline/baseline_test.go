@@ -54,14 +54,19 @@ func TestTransmitArrives(t *testing.T) {
 			}
 			// The last few may still wait in the ring for another call.
 			least := uint64(sent - frames)
-			var arrived uint64
-			for deadline := time.Now().Add(10 * time.Second); arrived < least && time.Now().Before(deadline); {
-				if arrived, err = w.(interface{ Arrived() (uint64, error) }).Arrived(); err != nil {
+			var arrived, dropped uint64
+			for deadline := time.Now().Add(10 * time.Second); arrived+dropped < least && time.Now().Before(deadline); {
+				if arrived, dropped, err = w.(interface{ Arrived() (uint64, uint64, error) }).Arrived(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if arrived < least {
-				t.Errorf("%d frames sent, %d arrived", sent, arrived)
+			t.Logf("%d frames sent, %d arrived, %d dropped by the pair", sent, arrived, dropped)
+			if arrived+dropped < least {
+				t.Error("frames are missing that nobody counted")
+			}
+			// On a busy machine the sink's softirq comes late now and then.
+			if dropped > uint64(sent)/10 {
+				t.Error("more than a tenth was dropped: the figures would be a loser's")
 			}
 		})
 	}
