@@ -56,7 +56,9 @@ func TestTransmitArrives(t *testing.T) {
 			least := uint64(sent - frames)
 			var arrived, dropped uint64
 			for deadline := time.Now().Add(10 * time.Second); arrived+dropped < least && time.Now().Before(deadline); {
-				if arrived, dropped, err = w.(interface{ Arrived() (uint64, uint64, error) }).Arrived(); err != nil {
+				if arrived, dropped, err = w.(interface {
+					Arrived() (uint64, uint64, error)
+				}).Arrived(); err != nil {
 					t.Fatal(err)
 				}
 			}
