@@ -23,9 +23,9 @@ TIMEOUT  ?= 30m
 # Tests that were not run are named here, each with its reason (see tools/need).
 export SHUNT_SKIPPED := $(BUILD)/skipped
 
-# The packages that probe optional kernel features; they are tested once more with
-# every probe answering no.
-MASKED := ./bpf/... ./dataplane/... ./tools/shuntd/...
+# The packages that probe optional kernel features, and those that stand on them; they
+# are tested once more with every probe answering no. make soak does so with all.
+MASKED := ./bpf/... ./dataplane/uring ./dataplane/xsk ./blk ./blk/file ./blk/nbd ./tools/shuntd/...
 
 STAGES := build lint suite suite-masked fuzz bench-once baseline-test
 
@@ -107,6 +107,7 @@ baseline-test:
 soak: ## the suite at full counts, each fuzz target for ten minutes: hours
 	@$(SETUP) test
 	SHUNT_SOAK=1 go test -count=1 -p 1 -timeout 4h ./...
+	SHUNT_MASK=all go test -count=1 -p 1 -timeout 1h ./...
 	@tools/fuzz 10m
 
 bench: ## the table of benchmarks

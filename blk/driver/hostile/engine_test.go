@@ -25,6 +25,7 @@ func TestEngine(t *testing.T) {
 			continue
 		}
 		t.Run(fmt.Sprint("packed=", packed, " file=", onFile, " inflight=", inflight), func(t *testing.T) {
+			t.Parallel() // an attack is mostly silence
 			o := drivertest.EngineOptions{Socket: filepath.Join(t.TempDir(), "blk.sock"), Size: 4 << 20}
 			if onFile {
 				o.File = filepath.Join(t.TempDir(), "disk.raw")
