@@ -13,6 +13,7 @@ type Op struct {
 	weight    uint32
 	file      File // it is on; -1: none
 	cancelled bool // that was asked for
+	void      bool // before the kernel had seen it: nothing was done
 }
 
 // Handler hears of completions, on the worker, within Poll.
@@ -50,7 +51,7 @@ func (r *Ring) push(op *Op, opcode uint8, weight int) *sqe {
 	if at.generation++; at.generation == 0 {
 		at.generation = 1
 	}
-	at.op = op
+	at.op, at.at = op, r.tail
 	op.slot, op.file = index+1, -1
 	op.weight = uint32(opWeight + min(weight, 1<<30))
 	r.weight += int(op.weight)
@@ -102,6 +103,10 @@ var (
 	writing = direction{opWrite, opWritev, opWriteFixed, opWritevFixed}
 )
 
+// maxTransfer is how much the kernel moves at once, whatever it is asked for (MAX_RW_COUNT). An operation on more than that ends with so much; only the
+// length of a single buffer must say so itself, since it has no more than 32 bits.
+const maxTransfer = 1<<31 - 4096
+
 // transfer takes the cheapest form: a single buffer spares the kernel the copy of the iovecs, registered memory the pinning of the pages.
 func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d *direction) bool {
 	s := r.pushOn(op, d.vector, f, v.bytes)
@@ -116,7 +121,7 @@ func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d 
 	}
 	if one {
 		s.opcode = d.one
-		s.addr, s.len = v.iovecs[v.first].base, uint32(v.iovecs[v.first].len)
+		s.addr, s.len = v.iovecs[v.first].base, uint32(min(v.iovecs[v.first].len, maxTransfer))
 		return true
 	}
 	s.opcode = d.vector
@@ -176,7 +181,7 @@ func (r *Ring) message(op *Op, f File, v *Vector, flags int32, one, vector uint8
 	}
 	s.opFlags = uint32(flags)
 	if v.last-v.first == 1 {
-		s.addr, s.len = v.iovecs[v.first].base, uint32(v.iovecs[v.first].len)
+		s.addr, s.len = v.iovecs[v.first].base, uint32(min(v.iovecs[v.first].len, maxTransfer))
 		return true
 	}
 	s.opcode = vector
@@ -224,26 +229,65 @@ func (r *Ring) Shutdown(op *Op, f File, how int) bool {
 func (r *Ring) Nop(op *Op) bool { return r.push(op, opNop, 0) != nil }
 
 // Cancel asks for the end of an operation, for which there always is room; false if op is not busy. The operation's own completion tells how it ended:
-// -ECANCELED, -EINTR, or as if nothing had been asked. A file's IO that a device has begun ends when the device ends it.
+// -ECANCELED, -EINTR, or as if nothing had been asked. A file's IO that a device has begun ends when the device ends it; what the kernel has not been given yet is never
+// begun.
 func (r *Ring) Cancel(op *Op) bool {
 	if op.slot == 0 {
 		return false
 	}
-	if !op.cancelled {
-		op.cancelled = true
-		r.cancels = append(r.cancels, r.slots[op.slot-1].userData(op.slot-1))
+	if op.cancelled {
+		return true
+	}
+	op.cancelled = true
+	index := op.slot - 1
+	switch s := &r.slots[index]; {
+	case r.recall(s, index):
+		op.void = true
+		r.weight -= int(op.weight)
+		op.weight = 0
+	case !s.listed:
+		s.listed = true
+		r.cancels = append(r.cancels, index)
 	}
 	return true
 }
 
-// pushCancels puts as many as there is room for behind all that was pushed. An operation that has ended meanwhile is not found: its slot has another generation.
+// recall makes nothing of an operation that the kernel has not taken; false: it has. What lies where it was pushed is its own only if it is still there.
+func (r *Ring) recall(s *slot, index uint32) bool {
+	e := &r.sqes[s.at&uint32(len(r.sqes)-1)]
+	if s.at-r.taken >= r.tail-r.taken || e.userData != s.userData(index) {
+		return false
+	}
+	*e = sqe{opcode: opNop, userData: e.userData}
+	r.weights[s.at&uint32(len(r.sqes)-1)] = 0
+	return true
+}
+
+// pushCancels puts cancellations in front of all that was pushed, which may be more than goes with this enter; what was in front there goes to the end. An
+// operation that has ended meanwhile needs none.
 func (r *Ring) pushCancels() {
 	n := 0
-	for ; n < len(r.cancels) && r.tail-r.taken < uint32(len(r.sqes)); n++ {
-		r.weights[r.tail&uint32(len(r.sqes)-1)] = 0
-		s := r.next()
-		s.opcode, s.fd, s.flags = opCancel, -1, sqeSkipSuccess
-		s.addr = r.cancels[n]
+	for front := r.taken; n < len(r.cancels) && r.tail-r.taken < uint32(len(r.sqes)); n++ {
+		s := &r.slots[r.cancels[n]]
+		s.listed = false
+		if s.op == nil || !s.op.cancelled || s.op.void {
+			continue
+		}
+		r.next()
+		*r.move(front, r.tail-1) = sqe{opcode: opCancel, fd: -1, flags: sqeSkipSuccess, addr: s.userData(r.cancels[n])}
+		front++
 	}
 	r.cancels = r.cancels[:copy(r.cancels, r.cancels[n:])]
+}
+
+// move puts an entry to another place, and returns where it was.
+func (r *Ring) move(from, to uint32) *sqe {
+	mask := uint32(len(r.sqes) - 1)
+	e := &r.sqes[from&mask]
+	r.sqes[to&mask], r.weights[to&mask] = *e, r.weights[from&mask]
+	r.weights[from&mask] = 0
+	if e.userData != 0 {
+		r.slots[uint32(e.userData)].at = to
+	}
+	return e
 }

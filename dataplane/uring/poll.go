@@ -145,6 +145,9 @@ func (r *Ring) deliver(c cqe) {
 		r.slots[index].op = nil
 		r.free = append(r.free, index)
 		r.weight -= int(op.weight)
+		if op.void {
+			op.void, c.res = false, -int32(unix.ECANCELED)
+		}
 		op.slot, op.cancelled = 0, false
 		if op.file >= 0 {
 			r.leave(op.file)

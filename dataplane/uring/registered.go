@@ -82,9 +82,9 @@ func (r *Ring) UnregisterMemory(b []byte) error {
 	return errors.Join(errs...)
 }
 
-// holds finds the piece that all of a vector lies in.
+// holds finds the piece that all of a vector lies in. In the fixed form the kernel refuses a vector that is too much for it.
 func (m *registered) holds(v *Vector) (uint16, bool) {
-	if m.n == 0 || v.first == v.last {
+	if m.n == 0 || v.first == v.last || v.bytes > maxTransfer {
 		return 0, false
 	}
 	low, high := ^uint64(0), uint64(0)

@@ -51,7 +51,7 @@ type Ring struct {
 	sqFlags *uint32
 	tail    uint32   // pushed up to here
 	taken   uint32   // and taken by the kernel up to here
-	cancels []uint64 // user_data of operations to be cancelled with the next enter
+	cancels []uint32 // slots whose operation is to be cancelled with the next enter, each once: never more than there are
 
 	// The CQ. The kernel writes entries and the tail, we the head and the flags.
 	cqes    []cqe
@@ -80,6 +80,8 @@ type Ring struct {
 type slot struct {
 	op         *Op
 	generation uint32 // of the last operation that had the slot; never 0
+	at         uint32 // of the SQ, where it was pushed
+	listed     bool   // in cancels
 }
 
 // Open makes a ring, on any goroutine.
@@ -179,7 +181,7 @@ func (r *Ring) openEvent() (err error) {
 func (r *Ring) tables() error {
 	n := r.options.Entries
 	r.weights = make([]uint32, n)
-	r.slots, r.free, r.cancels = make([]slot, n), make([]uint32, n), make([]uint64, 0, n)
+	r.slots, r.free, r.cancels = make([]slot, n), make([]uint32, n), make([]uint32, 0, n)
 	for i := range r.free {
 		r.free[i] = uint32(n - 1 - i)
 	}
