@@ -40,11 +40,15 @@ func (l *Limit) reserve(now int64, r *Request) (from int64) {
 	from = l.requests.Reserve(now, 1)
 	if r.Op <= OpWrite {
 		from = max(from, l.bytes.Reserve(now, int(min(r.Length, maxCounted))))
+		for rest := r.Length; rest > maxCounted; {
+			rest -= maxCounted
+			l.bytes.Take(now, int(min(rest, maxCounted)))
+		}
 	}
 	return from
 }
 
-// maxCounted bounds what a request counts for, so that no product wraps.
+// maxCounted is how much is counted at once, so that no product wraps.
 const maxCounted = 1 << 27
 
 // bounds are the limits that hold for a volume: its own and its group's.

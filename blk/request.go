@@ -25,6 +25,10 @@ const (
 	serialBytes = 20
 )
 
+// maxRequest is how much a request may read or write. Drivers that look at SIZE_MAX and SEG_MAX stay far below; the firmware of a guest (EDK II) does not, and asks for up
+// to 1 GiB at once. What is longer is nobody's, though descriptors could say 4 GiB each.
+const maxRequest = 1 << 30
+
 // Request types (virtio 1.2, 5.2.6).
 const (
 	typeIn          = 0
@@ -164,7 +168,7 @@ func (s *slot) transfer(l *limits, op Op, first uint64, buffers [][]byte) status
 	for _, v := range buffers {
 		length += uint64(len(v))
 	}
-	if length%sector != 0 || !l.within(first, length/sector) {
+	if length > maxRequest || length%sector != 0 || !l.within(first, length/sector) {
 		return statusIOErr
 	}
 	if length == 0 {
