@@ -22,6 +22,9 @@ type ram struct {
 	order   func(n int) int // which of n that wait is answered next
 	log     []Request       // what came, in order
 	called  int             // times that requests were called back
+
+	marks     marks  // told the device
+	inherited []bool // from a process before
 }
 
 func (g *ram) Submit(r *Request) {
@@ -60,6 +63,10 @@ func (g *ram) answer(o Outcome) {
 }
 
 func (g *ram) Busy() int { return len(g.waiting) }
+
+func (g *ram) Marks() marks { return g.marks }
+
+func (g *ram) Inherit(lost bool) { g.inherited = append(g.inherited, lost) }
 
 func (g *ram) end(i int, o Outcome) {
 	r := g.waiting[i]

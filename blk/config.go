@@ -26,6 +26,9 @@ const (
 	FeaturePacked      = 1 << 34 // VIRTIO_F_RING_PACKED
 )
 
+// featuresOfStores are those that a store may lack which was there before, while a driver goes on that has negotiated them.
+const featuresOfStores = FeatureRO | FeatureDiscard | FeatureWriteZeroes | FeatureLifetime
+
 // features is what a device on such a store offers. VIRTIO_F_IN_ORDER is not among it: requests end when the store has done them. FLUSH is there even
 // where nothing is ever to be flushed, as the specification wants it beside CONFIG_WCE; discards are not where the store has none, since
 // some drivers take it badly if one fails.

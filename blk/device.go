@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 )
@@ -23,6 +24,7 @@ type Device struct {
 	disk         atomic.Pointer[limits] // what requests are judged by
 	writeThrough atomic.Bool            // by the driver's choice, or since there is nothing to flush
 	left         atomic.Int32           // runs that were stopped and have requests at the store
+	fenced       atomic.Int64           // until then no write goes to the store, by dataplane.Clock; 0: it never had to wait
 
 	mu       sync.Mutex // held by control calls, never by a worker
 	features uint64
@@ -30,6 +32,8 @@ type Device struct {
 	pins     []*pin              // by ring, if the guest's memory is to be registered
 	given    *guestmem.Log       // the front-end's; the queues have it while it is wanted
 	area     *vhostuser.Inflight // the front-end's; nil: none
+	unread   bool                // what a process before this one left there was not looked at
+	came     int64               // when the front-end did, by dataplane.Clock
 	drain    time.Duration       // how long a ring that is stopped waits for the store
 	tired    time.Time           // until then none does: the store has not answered
 }
@@ -199,6 +203,7 @@ func (d *Device) each(fn func(*Queue)) {
 func (d *Device) Offer() vhostuser.Offer {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.came = dataplane.Clock()
 	d.update(func(s *DeviceState) { *s = DeviceState{Connected: true} })
 	for _, q := range d.queues {
 		q.why.Store(nil)
@@ -207,6 +212,7 @@ func (d *Device) Offer() vhostuser.Offer {
 	d.writeThrough.Store(!info.Flush)
 	return vhostuser.Offer{
 		Features:         features(info, len(d.queues)),
+		Accepted:         featuresOfStores,
 		ProtocolFeatures: vhostuser.DefaultProtocolFeatures | vhostuser.ProtocolConfig,
 		Vrings:           len(d.queues),
 		MaxRingSize:      maxRing,
@@ -279,7 +285,7 @@ const modeWriteThrough = 1 << 63
 func (d *Device) SetInflight(a *vhostuser.Inflight) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.area = a
+	d.area, d.unread = a, a != nil
 	if a == nil {
 		return nil
 	}
@@ -312,6 +318,9 @@ func (d *Device) keepMode() {
 func (d *Device) Reset() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, q := range d.queues {
+		q.given = 0
+	}
 	if d.area != nil {
 		for i := range min(len(d.queues), d.area.Queues) {
 			d.area.Forget(i)

@@ -14,13 +14,14 @@ func (g *Gate) wake(at int64) {
 	}
 }
 
-// Expired implements uring.TimerHandler: somebody's turn under the limits has come, or somebody has waited too long.
+// Expired implements uring.TimerHandler: somebody's turn under the limits has come, or the end of a fence, or somebody has waited too long.
 func (g *Gate) Expired(*uring.Timer) {
 	g.deadline, g.phase = never, pausing
 	now := g.at(coming)
 	if p := g.volume.policy.Load(); p.Timeout > 0 {
 		g.expire(now - int64(p.Timeout))
 	}
+	g.unfence(now)
 	g.admit(now)
 	g.send()
 	g.rearm()
@@ -46,6 +47,9 @@ func (g *Gate) expire(since int64) {
 
 // rearm sets the timer for what is to be done next.
 func (g *Gate) rearm() {
+	if r := g.fenced.first; r != nil {
+		g.wake(r.After)
+	}
 	if r := g.limited.first; r != nil && r.held.turn {
 		g.wake(g.turn)
 	}

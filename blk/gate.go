@@ -10,10 +10,10 @@ import (
 // Gate is where the requests of one queue wait: for their turn under the volume's limits, for a lane that is down or full, for the flush that makes a write
 // stable. It submits again what was lost on the way, and ends what takes too long.
 //
-//	Submit ─▶ limited ─▶ ready ─▶ Lane.Submit: away ─┬▶ Done ─────────────────▶ Handler.Done
-//	          (turn)       ▲                         ├▶ written ─▶ covered ─▶     (write and flush: stable.go)
-//	                      lost ◀──── Lost ───────────┤
-//	                                                 └▶ leaving ─▶ Done          (asked back)
+//	Submit ─▶ fenced ─▶ limited ─▶ ready ─▶ Lane.Submit: away ─┬▶ Done ─────────────────▶ Handler.Done
+//	          (After)   (turn)       ▲                         ├▶ written ─▶ covered ─▶     (write and flush: stable.go)
+//	                                lost ◀──── Lost ───────────┤
+//	                                                           └▶ leaving ─▶ Done          (asked back)
 //
 // Each arrow leads from one list to another, and where nothing keeps a request it goes the upper way in one step. A gate belongs to its queue's worker. It calls
 // Handler.Done within the lane's Done, a timer, Flush or Withdraw, never within Submit. No order is promised among requests under way at once, as in
@@ -27,7 +27,7 @@ type Gate struct {
 	timers timers
 	clock  func() int64
 
-	limited, ready, lost, away, leaving, written, covered, ended tickets
+	fenced, limited, ready, lost, away, leaving, written, covered, ended tickets
 
 	turn    int64   // when the first of limited may go, if it has its turn
 	barrier Request // the gate's own flush, behind writes that must be stable
@@ -88,12 +88,32 @@ func (g *Gate) Submit(r *Request) {
 	if p.Timeout > 0 {
 		g.wake(now + int64(p.Timeout))
 	}
-	if b := v.bounds.Load(); b != nil || !g.limited.empty() {
+	if r.After > now {
+		g.fenced.push(r)
+		g.wake(g.fenced.first.After)
+		return
+	}
+	g.limit(r, now)
+}
+
+// limit lets a request go when it is its turn.
+func (g *Gate) limit(r *Request, now int64) {
+	if b := g.volume.bounds.Load(); b != nil || !g.limited.empty() {
 		g.limited.push(r)
 		g.admit(now)
 		return
 	}
 	g.admitted(r, now)
+}
+
+// unfence lets go what no write of a dead process can come after any more. It is the youngest from now on.
+func (g *Gate) unfence(now int64) {
+	for r := g.fenced.first; r != nil && r.After <= now; r = g.fenced.first {
+		r.leave()
+		g.order++
+		r.held.order, r.held.since = g.order, now
+		g.limit(r, now)
+	}
 }
 
 // admitted sends a request that the limits have let go.
@@ -142,6 +162,9 @@ func (g *Gate) give(r *Request, now int64) bool {
 		t.doomed = true
 		g.later(r, Failed)
 		return true
+	}
+	if r.FUA && !g.volume.info.Load().FUA {
+		g.secure(r, g.volume.policy.Load()) // the store had it when the request came
 	}
 	r.Began = now
 	if !g.trunk.submit(r) {
@@ -287,7 +310,7 @@ func (g *Gate) Flush() {
 // Withdraw asks for all requests back. Those that the lane does not have are done when it returns, the others as soon as the lane lets them go: Withdrawn,
 // unless they have ended otherwise.
 func (g *Gate) Withdraw() {
-	for _, l := range [...]*tickets{&g.written, &g.covered, &g.limited, &g.ready, &g.lost, &g.ended} { // writes before the flush that is theirs
+	for _, l := range [...]*tickets{&g.written, &g.covered, &g.fenced, &g.limited, &g.ready, &g.lost, &g.ended} { // writes before the flush that is theirs
 		g.drain(l, Withdrawn)
 	}
 	for last := g.order; g.away.first != nil && g.away.first.held.order <= last; {
@@ -308,3 +331,21 @@ func (g *Gate) recall(r *Request, why ending) {
 
 // Busy is how many requests are not done.
 func (g *Gate) Busy() int { return g.busy }
+
+// Marks are what a successor has to know of writes that went this way.
+func (g *Gate) Marks() marks {
+	l := &g.volume.ledger
+	return marks{written: g.trunk.page.last.Load(), flushed: l.flushed.Load(), lost: l.owed.Load()}
+}
+
+// Inherit makes writes ours that a process before this one acknowledged and did not flush. lost: it knew that the store has lost some.
+func (g *Gate) Inherit(lost bool) {
+	v, p := g.volume, g.trunk.page
+	if !v.info.Load().Flush {
+		return
+	}
+	v.ledger.acknowledge(p)
+	if lost || v.restarted.Load() {
+		v.note(noteLoss, g.worker.Index(), nil, v.ledger.judge(p, dataplane.Clock()))
+	}
+}

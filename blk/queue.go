@@ -32,6 +32,7 @@ type Queue struct {
 	run    *run          // nil: stopped
 	rest   *run          // the last one, to be used again; nil: it waits for its requests, or there was none
 	base   uint32        // where the ring stood when it was stopped
+	given  int           // chains that it gave back then
 	memory *guestmem.Map // of the guest; nil before the table came
 	log    *guestmem.Log // for writes to it; nil: nobody wants to know
 
@@ -50,6 +51,9 @@ type gate interface {
 	Withdraw()
 	// Busy is how many requests have not ended.
 	Busy() int
+	// Marks are what a successor has to know of writes, and Inherit takes over those of a process before this one: see legacy.
+	Marks() marks
+	Inherit(lost bool)
 }
 
 // QueueStats are counters of a queue, written by its worker and read by anybody. What went to the store the Volume counts.
@@ -102,6 +106,9 @@ func (q *Queue) Poll() (n int) {
 	}
 	if n > 0 {
 		q.stats.Chains.Store(q.stats.Chains.Load() + uint64(n))
+	}
+	if r.doubt && !r.failed {
+		r.believe()
 	}
 	return n
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 )
 
 // VolumeState is how a volume fares.
@@ -109,6 +110,8 @@ const (
 	noteLoss
 	noteSize
 	noteRefused
+	noteFence
+	noteLacks
 )
 
 func (n *notes) open(log *slog.Logger, volume string) {
@@ -148,6 +151,11 @@ func (n *notes) write(x note) {
 			"worker", x.worker, "writes", x.n)
 	case noteSize:
 		n.log.Info("the store has another size", "bytes", x.n)
+	case noteLacks:
+		n.log.Warn("the store cannot do any more what the guest was told it can: what has no other way is answered as unsupported", "cannot", fmt.Sprint(x.err))
+	case noteFence:
+		n.log.Info("a process before this one was killed with writes under way, which the store may still carry out: writes wait until that is over",
+			"for", time.Duration(x.n).Round(time.Millisecond))
 	case noteRefused:
 		n.log.Error("the store has changed into what cannot be used; the volume stays as it was", "why", fmt.Sprint(x.err))
 	}

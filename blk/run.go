@@ -29,6 +29,12 @@ type run struct {
 	packed  bool
 	through bool // the driver cannot ask for a flush
 
+	legacy  *legacy // what the next process is to know
+	marks   marks   // as it has them
+	doubt   bool    // as it has it
+	resumed int     // chains to be taken that were under way before
+	foreign bool    // in a process that is dead
+
 	paused   bool // nothing is taken
 	calling  bool // requests are called back: what ends goes no further
 	failed   bool // the guest broke the ring or took its memory away: nothing there is touched
@@ -100,7 +106,16 @@ func (r *run) take(l *limits, through bool) error {
 	if err != nil {
 		return err
 	}
+	if r.resumed > 0 {
+		r.resumed--
+		if verdict == handOn && r.foreign && s.Op.writes() {
+			r.queue.device.fence()
+		}
+	}
 	if verdict == handOn {
+		if s.After = 0; s.Op.writes() {
+			s.After = r.queue.device.fenced.Load()
+		}
 		r.queue.credit -= int(s.Length)
 		r.submit(s)
 		return nil
@@ -153,6 +168,7 @@ func (r *run) finish() {
 		r.goOn(&r.slots[head])
 	}
 	r.done = r.done[:0]
+	r.bequeath()
 	if len(r.used) > 0 {
 		r.publish()
 	}
@@ -246,4 +262,14 @@ func (r *run) unwatch() {
 		r.queue.worker.Unwatch(r.kick)
 		r.kick = -1
 	}
+}
+
+// underWay tells whether any chain was taken that is not answered.
+func (r *run) underWay() bool {
+	for i := range r.slots {
+		if s := r.slots[i].state; s == atGate || s == withdrawn {
+			return true
+		}
+	}
+	return false
 }

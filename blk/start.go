@@ -49,6 +49,11 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 		return fmt.Errorf("the front-end has it begin at %d of %d descriptors", told&^virtq.PackedStart, size)
 	}
 	q.opening = d.area
+	if d.unread {
+		d.unread = false
+		d.inherit(q, packed)
+	}
+	r.adopt(legacyOf(d.area, c.Index, packed))
 	notes, base, resumed, err := openInflight(d.area, c.Index, l, size, packed, told)
 	q.opening = nil
 	if err != nil {
@@ -66,12 +71,13 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 		return err
 	}
 	r.notes, r.area, r.tables, r.packed, r.log = notes, d.area, l, packed, used
+	r.resumed, r.foreign = max(resumed, q.given), resumed > 0
 	r.call, r.broken, r.through = c.Call, c.Err, d.features&FeatureFlush == 0
 	if resumed > 0 {
 		r.markTables()
 		q.stats.Resumed.Add(uint64(resumed))
 	}
-	q.run, q.rest = r, nil
+	q.run, q.rest, q.given = r, nil, 0
 	r.watch(c.Kick)
 	q.why.Store(nil)
 	q.runs.Store(true)

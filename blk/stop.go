@@ -103,10 +103,14 @@ func (q *Queue) letGo() {
 	if r.failed {
 		return
 	}
+	if r.underWay() {
+		r.suspect()
+	}
 	n, err := r.notes.giveBack(r.ring.UsedBase())
 	if err != nil {
 		return // the guest has made a mess of its ring
 	}
+	q.given = n
 	if n > 0 {
 		r.markTables()
 		q.stats.GivenBack.Add(uint64(n))

@@ -21,6 +21,9 @@ const (
 	Ops = iota
 )
 
+// writes tells whether it changes the disk.
+func (o Op) writes() bool { return o == OpWrite || o == OpDiscard || o == OpWriteZeroes }
+
 // String is the operation's name in tables and metrics.
 func (o Op) String() string {
 	return [Ops]string{"read", "write", "flush", "discard", "write-zeroes"}[o]
@@ -52,6 +55,8 @@ type Request struct {
 	// Buffers of a read or write are views of the guest's memory, of Length bytes together. The guest can write there at any time, and take the
 	// memory away: what is touched by our own hand goes through guestmem.Copy.
 	Buffers [][]byte
+	// After is when a lane may have it at the earliest, by dataplane.Clock: a write waits for those of a dead process (Info.Quiesce). Zero: at once.
+	After int64
 	// Handler hears of the end.
 	Handler Handler
 	// Slot is the lane's, to find what it keeps of the request.
@@ -81,6 +86,9 @@ type Info struct {
 	ReadOnly, Rotational             bool
 	// Lanes is how many workers may use the store at once so that each sees what another was told is done, and flushes it: 1, or 0 for any number.
 	Lanes int
+	// Quiesce is how long after the end of a process the store may still carry out writes that it had under way: so long its successor, which finds some in the in-flight
+	// area, sends none. Zero: not at all, as where Open waits for a lock that they hold.
+	Quiesce time.Duration
 	// Lifetime is how much of a solid state device is used up, in the units of virtio 1.2, 5.2.6 (GET_LIFETIME); nil: the store does not know.
 	Lifetime *Lifetime
 	// Describe is one line about the store for people: what answered, and how.

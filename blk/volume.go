@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,9 @@ type VolumeOptions struct {
 	// ReadOnly: the guest may not write. It must be set for a store that cannot be written.
 	ReadOnly bool
 	Policy   Policy
+	// Restarted: before Open succeeded the store could not be reached, so it may have been restarted since a process before this one used it. If that has left
+	// unflushed writes (INFLIGHT_SHMFD), the next flush fails.
+	Restarted bool
 	// Open opens the store, which tells the watcher when it changes.
 	Open func(Watcher) (Store, error)
 	// Log hears what people should know. Nil: nobody does.
@@ -74,6 +78,8 @@ type Volume struct {
 	ledger  ledger
 	notes   notes
 
+	restarted atomic.Bool // the store may have lost what was not flushed, since or before it was opened
+
 	control sync.Mutex // held by who changes what follows
 	mu      sync.Mutex // of what follows, for a moment
 	trunks  []*trunk
@@ -90,6 +96,7 @@ func OpenVolume(o VolumeOptions) (*Volume, error) {
 	}
 	v := &Volume{options: o}
 	v.ledger.init()
+	v.restarted.Store(o.Restarted)
 	v.setPolicy(o.Policy)
 	v.notes.open(o.Log, o.Name)
 	store, err := o.Open(v)
@@ -124,6 +131,28 @@ func (i *Info) check() error {
 		return fmt.Errorf("the store's size of %d bytes is not a multiple of its block size of %d: resize it", i.Size, b)
 	}
 	return nil
+}
+
+// beyond says what a store could do and another one cannot; nil: nothing.
+func (i *Info) beyond(now *Info) error {
+	var lost []string
+	for _, c := range [...]struct {
+		gone bool
+		what string
+	}{
+		{i.Discard && !now.Discard, "discard"},
+		{i.WriteZeroes && !now.WriteZeroes, "write zeroes"},
+		{i.FUA && !now.FUA, "make single writes stable"},
+		{!i.ReadOnly && now.ReadOnly, "be written to"},
+	} {
+		if c.gone {
+			lost = append(lost, c.what)
+		}
+	}
+	if lost == nil {
+		return nil
+	}
+	return errors.New(strings.Join(lost, ", "))
 }
 
 // present is the store as the guest sees it.
@@ -191,8 +220,13 @@ func (v *Volume) Changed(i Info) {
 		return
 	}
 	i = *v.present(i)
-	if old := v.info.Swap(&i); old != nil && old.Size != i.Size {
-		v.note(noteSize, 0, nil, i.Size)
+	if old := v.info.Swap(&i); old != nil {
+		if old.Size != i.Size {
+			v.note(noteSize, 0, nil, i.Size)
+		}
+		if lost := old.beyond(&i); lost != nil {
+			v.note(noteLacks, 0, lost, 0)
+		}
 	}
 	if fn := v.changed.Load(); fn != nil {
 		(*fn)(i)

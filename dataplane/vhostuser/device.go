@@ -13,7 +13,7 @@ import "github.com/shuntio/shunt/dataplane/guestmem"
 type Device interface {
 	// Offer says what the device can do; asked once per connection, before anything else.
 	Offer() Offer
-	// SetFeatures tells the virtio features that the driver accepted, a subset of those offered.
+	// SetFeatures tells the virtio features that the driver accepted, a subset of Offer.Features and Offer.Accepted.
 	// No ring runs, except where only VHOST_F_LOG_ALL changed.
 	SetFeatures(features uint64) error
 
@@ -84,6 +84,8 @@ type RARPSender interface {
 type Offer struct {
 	// Features are the virtio feature bits. FeatureProtocol is added by the Backend.
 	Features uint64
+	// Accepted are bits beyond these that a driver may bring along: it was offered them before, by this device or the one in whose place it stands. Zero: none.
+	Accepted uint64
 	// ProtocolFeatures; bits that the Backend or the Device's type cannot serve are left out. Zero: DefaultProtocolFeatures.
 	ProtocolFeatures uint64
 	// Vrings is the number of rings, at most 256.

@@ -67,7 +67,7 @@ func (d *fakeDevice) Offer() Offer {
 func (d *fakeDevice) SetFeatures(features uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if features&^(d.offer.Features|FeatureLogAll) != 0 {
+	if features&^(d.offer.Features|d.offer.Accepted|FeatureLogAll) != 0 {
 		d.complain("features %#x beyond the offer", features)
 	}
 	if len(d.rings) > 0 && features^d.features != FeatureLogAll {

@@ -26,7 +26,7 @@ func (s *session) setFeatures(m *message) ([]byte, error) {
 }
 
 func (s *session) acceptFeatures(features uint64) error {
-	if extra := features &^ s.offer.Features; extra != 0 {
+	if extra := features &^ (s.offer.Features | s.offer.Accepted); extra != 0 {
 		return fmt.Errorf("features %#x were not offered", extra)
 	}
 	changed := features ^ s.features

@@ -16,9 +16,9 @@ import (
 //	┌────────────────┬────────────────┬─────┐
 //	│ queue 0 region │ queue 1 region │ ... │   one file, regions of equal size
 //	└────────────────┴────────────────┴─────┘
-//	┌──────────────────────────┬───────────────┬───────────────┬─────┐
-//	│ SplitQueue / PackedQueue │ entry 0       │ entry 1       │ ... │   one entry a descriptor
-//	└──────────────────────────┴───────────────┴───────────────┴─────┘
+//	┌──────────────────────────┬───────────────┬───────────────┬─────┬─────┐
+//	│ SplitQueue / PackedQueue │ entry 0       │ entry 1       │ ... │ own │   one entry a descriptor; own: see Own
+//	└──────────────────────────┴───────────────┴───────────────┴─────┴─────┘
 //
 // What a killed back-end leaves behind is as good as the order of its stores. Those of shm are made in the order they are written down.
 
@@ -93,7 +93,7 @@ type Inflight struct {
 	mapping *shm.Mapping
 }
 
-// inflightStride is how long a region must be for either layout, so that one can be made before the features are known.
+// inflightStride is how long a region must be for a layout. One that is long enough for both can be made before the features are known.
 func inflightStride(size int, packed bool) int {
 	n := splitQueueBytes + splitEntryBytes*size
 	if packed {
@@ -104,7 +104,7 @@ func inflightStride(size int, packed bool) int {
 
 // NewInflight makes an area, zeroed, and the file to give to the front-end, which the caller closes. Its size is sealed, so it cannot be taken away under us.
 func NewInflight(queues, size int, packed bool) (a *Inflight, fd int, err error) {
-	bytes := int64(queues) * int64(inflightStride(size, packed))
+	bytes := int64(queues) * int64(inflightStride(size, packed)+OwnBytes)
 	fd, err = shm.NewMemFD("shunt-inflight", bytes)
 	if err != nil {
 		return nil, -1, err
@@ -139,6 +139,19 @@ func mapInflight(fd int, offset, bytes uint64, queues, size int) (*Inflight, err
 		return nil, fmt.Errorf("inflight area: %w", err)
 	}
 	return &Inflight{Queues: queues, Size: size, bytes: mapping.Bytes()[:bytes], stride: stride, mapping: mapping}, nil
+}
+
+// OwnBytes is how long the part of a region is that a device has to itself.
+const OwnBytes = inflightAlign
+
+// Own is the end of a ring's region, behind all entries: what else a device wants its successor to know. The specification leaves the length of regions to the
+// back-end, and its layouts do not reach there. It is zero at first, and Forget leaves it as it is. Nil: the area is one of a back-end that left no room.
+func (a *Inflight) Own(queue int, packed bool) []byte {
+	b, err := a.region(queue)
+	if err != nil || len(b) < inflightStride(a.Size, packed)+OwnBytes {
+		return nil
+	}
+	return b[len(b)-OwnBytes:]
 }
 
 // Free unmaps the area. No device may have it any more.
@@ -225,6 +238,9 @@ func (a *Inflight) Forget(queue int) {
 	b, err := a.region(queue)
 	if err != nil {
 		return
+	}
+	if len(b) >= inflightStride(a.Size, false)+OwnBytes {
+		b = b[:len(b)-OwnBytes]
 	}
 	a.touch(func() {
 		if heads, err := shm.View[SplitQueue](b, 1); err == nil { // both layouts begin alike

@@ -173,3 +173,56 @@ func TestInflightAreaGoes(t *testing.T) {
 		t.Errorf("an area that is gone has features %#x", bits)
 	}
 }
+
+// TestInflightOwn: a device's own part lies behind all entries, outlives Forget, and is not there in an area that has no room for it.
+func TestInflightOwn(t *testing.T) {
+	for _, packed := range []bool{false, true} {
+		a, fd, err := NewInflight(2, 64, packed)
+		must(t, err)
+		defer a.Free()
+		defer unix.Close(fd)
+		for i := range 2 {
+			own := a.Own(i, packed)
+			if len(own) != OwnBytes {
+				t.Fatalf("%d bytes of its own", len(own))
+			}
+			own[0], own[OwnBytes-1] = 1, byte(i+2)
+			record(t, a, packed, i, 64, 7)
+		}
+		again, err := mapInflight(fd, 0, uint64(len(a.bytes)), 2, 64)
+		must(t, err)
+		defer again.Free()
+		for i := range 2 {
+			if again.Forget(i); !again.Fresh(i) {
+				t.Error("the area looks used")
+			}
+			if own := again.Own(i, packed); own[0] != 1 || own[OwnBytes-1] != byte(i+2) {
+				t.Errorf("its own is %d and %d", own[0], own[OwnBytes-1])
+			}
+		}
+		if a.Own(2, packed) != nil || a.Own(-1, packed) != nil {
+			t.Error("a ring that is not there")
+		}
+		tight, err := mapInflight(fd, 0, uint64(2*inflightStride(64, packed)), 2, 64)
+		must(t, err)
+		defer tight.Free()
+		if tight.Own(0, packed) != nil {
+			t.Error("there is room where none was left")
+		}
+	}
+}
+
+// TestAccepted: a driver goes on with what it was offered once, and with nothing else.
+func TestAccepted(t *testing.T) {
+	d := newFake(t)
+	d.offer.Features, d.offer.Accepted = 1<<32|1<<5, 1<<13
+	f := dial(t, listenFake(t, d, Options{}))
+	must(t, f.Negotiate(FeatureProtocol|1<<32, wantAll))
+	must(t, f.Do(SetFeatures, appendU64(nil, FeatureProtocol|1<<32|1<<13)))
+	d.set(func() {
+		if d.features != 1<<32|1<<13 {
+			t.Errorf("features %#x", d.features)
+		}
+	})
+	refused(t, f.Do(SetFeatures, appendU64(nil, FeatureProtocol|1<<32|1<<14)))
+}

@@ -1,0 +1,203 @@
+package blk
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/shm"
+)
+
+// heir is a life whose store goes on with writes of a dead process for an hour.
+type heir struct{ *life }
+
+const hour = int64(time.Hour)
+
+func newHeir(t *testing.T, features uint64) heir {
+	h := heir{newLife(t, features, 1)}
+	h.process(nil)
+	return h
+}
+
+func (h heir) process(base *uint32) {
+	h.gate = &ram{disk: h.disk, hold: true}
+	i := bedInfo
+	i.Quiesce = time.Hour
+	h.begin(i)
+	h.connect()
+	h.start(base)
+	h.round()
+}
+
+// request makes one available that is under way from then on.
+func (h heir) request(kind uint32) *Request {
+	h.Helper()
+	had := len(h.gate.waiting)
+	readable, writable := h.buffers(headerBytes), h.buffers(513)
+	if kind == typeOut {
+		readable, writable = h.buffers(headerBytes+512), h.buffers(1)
+	}
+	h.put(header(kind, 0), readable)
+	h.add(readable, writable)
+	h.round()
+	if len(h.gate.waiting) != had+1 {
+		h.Fatalf("%d requests came", len(h.gate.waiting)-had)
+	}
+	return h.gate.waiting[had]
+}
+
+// held wants a request to wait for an hour from when the front-end came, or not at all.
+func (h heir) held(r *Request, want bool) {
+	h.Helper()
+	now := dataplane.Clock()
+	if is := r.After > now+hour/2 && r.After <= now+hour; is != want || !is && r.After > now {
+		h.Errorf("%v may go in %v", r.Op, time.Duration(r.After-now))
+	}
+}
+
+// answer has the driver get its answers.
+func (h heir) answer() {
+	h.gate.hold = false
+	h.round()
+	h.round()
+	h.gate.hold = true
+	for _, _, ok, _ := h.driver.Used(); ok; _, _, ok, _ = h.driver.Used() {
+	}
+}
+
+func (h heir) own() *legacy { return legacyOf(h.area, 0, h.features&FeaturePacked != 0) }
+
+// stranger makes what this process left that of another one.
+func (h heir) stranger() { shm.Store64(&h.own().process, process+1) }
+
+// TestFence: after a process with writes under way no write goes to the store until those can no longer be carried out; reads do. With nothing but reads under way nothing waits.
+func TestFence(t *testing.T) {
+	for ring, bit := range rings {
+		t.Run(ring, func(t *testing.T) {
+			h := newHeir(t, bit)
+			h.held(h.request(typeIn), false)
+			h.held(h.request(typeOut), false)
+			h.dead()
+			h.stranger()
+			h.process(nil)
+			if n := len(h.gate.waiting); n != 2 {
+				t.Fatalf("%d requests came back", n)
+			}
+			h.held(h.gate.waiting[0], false)
+			h.held(h.gate.waiting[1], true)
+			h.held(h.request(typeOut), true)
+			h.held(h.request(typeIn), false)
+
+			// The ring is stopped, by the same process, and started; then the driver resets the device.
+			base, err := h.dev.StopVring(0)
+			h.must(err)
+			h.start(&base)
+			h.round()
+			if n := len(h.gate.waiting); n != 4 {
+				t.Fatalf("%d requests came after the ring was stopped", n)
+			}
+			h.held(h.gate.waiting[1], true)
+			h.held(h.gate.waiting[3], false)
+			_, err = h.dev.StopVring(0)
+			h.must(err)
+			h.must(h.dev.Reset())
+			h.must(h.dev.SetFeatures(h.features))
+			h.drive()
+			h.start(nil)
+			h.held(h.request(typeOut), true)
+			h.answer()
+
+			// Killed before that is over, with nothing under way: the next one waits as long.
+			h.dead()
+			h.stranger()
+			h.process(nil)
+			h.held(h.request(typeOut), true)
+
+			// It is over.
+			h.dev.fenced.Store(1)
+			h.answer()
+			if h.own().doubt != 0 {
+				t.Error("there is doubt though the store has nothing of a dead process")
+			}
+			h.dead()
+			h.stranger()
+			h.process(nil)
+			h.held(h.request(typeOut), false)
+			h.answer()
+			h.held(h.request(typeIn), false)
+			h.dead()
+			h.stranger()
+			h.process(nil)
+			h.held(h.request(typeOut), false)
+			h.dead()
+		})
+	}
+}
+
+// TestFenceOfGivenBack: chains that were given back to the ring when the process ended are fenced like those under way.
+func TestFenceOfGivenBack(t *testing.T) {
+	h := newHeir(t, 0)
+	h.request(typeOut)
+	base, err := h.dev.StopVring(0)
+	h.must(err)
+	h.dead()
+	h.stranger()
+	h.process(&base)
+	if len(h.gate.waiting) != 1 {
+		t.Fatalf("%d requests came", len(h.gate.waiting))
+	}
+	h.held(h.gate.waiting[0], true)
+	h.dead()
+}
+
+// TestInherit: unflushed writes of a process are its successor's, those of a ring as of any other, and of one that died before it had done anything.
+func TestInherit(t *testing.T) {
+	h := newHeir(t, 0)
+	next := func(want ...bool) {
+		t.Helper()
+		h.round()
+		h.dead()
+		h.stranger()
+		h.process(nil)
+		if !slices.Equal(h.gate.inherited, want) {
+			t.Errorf("inherited %v, want %v", h.gate.inherited, want)
+		}
+	}
+	next()
+	h.gate.marks = marks{written: 1, flushed: 1}
+	next(false)
+	h.gate.marks = marks{written: 7, flushed: 8}
+	next()
+	h.gate.marks = marks{written: 8, flushed: 8, lost: true}
+	next(true)
+	h.gate.marks = marks{written: 9, flushed: 8}
+	h.round()
+	_, err := h.dev.StopVring(0)
+	h.must(err)
+	h.must(h.dev.Reset())
+	h.must(h.dev.SetFeatures(h.features))
+	h.start(nil)
+	next(false)
+
+	// A process ends while it makes what is there its own.
+	h.gate.marks = marks{written: 20, flushed: 20}
+	h.round()
+	l := h.own()
+	l.written = unknownEpoch
+	h.dead()
+	h.stranger()
+	h.process(nil)
+	if !slices.Equal(h.gate.inherited, []bool{false}) {
+		t.Errorf("inherited %v", h.gate.inherited)
+	}
+	// The same process again.
+	h.gate.marks = marks{written: 20, flushed: 20}
+	h.round()
+	h.dead()
+	h.process(nil)
+	if len(h.gate.inherited) > 0 {
+		t.Error("inherited from itself")
+	}
+	h.dead()
+}
