@@ -73,11 +73,11 @@ func (c *cloud) config() string {
 volumes:
   - {name: root, socket: %s, source: "nbd://%s:%d/", serial: cloud-root}
   - {name: data, socket: %s, source: "file://%s", serial: local-data}
-`, c.rootSock, cloudServer, cloudPort, c.dbSock, c.data)
+`, c.rootSock, cloudServer, cloudPort, c.dbSock, c.data) + c.pluggedConfig()
 }
 
 func (c *cloud) options() guest.Options {
-	return guest.Options{Name: "guest", Image: c.img, Root: "/dev/vda", MemoryMiB: 384,
+	return guest.Options{Name: "guest", Image: c.img, Root: "/dev/vda", MemoryMiB: 384, Slots: 1,
 		Disks: []guest.Disk{{Socket: c.rootSock, Reconnect: true}, {Socket: c.dbSock, Reconnect: true}}}
 }
 
@@ -105,8 +105,10 @@ func TestGuestOnVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Kill)
+	p := &plugged{server: c.pluggedServer(t, ctx), socket: c.pluggedSocket("plugged")}
 	d := start(t, c.host, "shuntd", c.config())
 	g := boot(t, c.options())
+	p.g, p.d = g, d
 
 	t.Run("disks", func(t *testing.T) {
 		out, err := g.Shell(ctx, "for d in vda vdb; do echo $d $(cat /sys/block/$d/size) $(cat /sys/block/$d/serial) $(cat /sys/block/$d/queue/write_cache); done; lsblk -no MOUNTPOINT /dev/vda")
@@ -150,9 +152,7 @@ func TestGuestOnVolumes(t *testing.T) {
 		if _, err := g.Shell(ctx, "dd if=/dev/urandom of=/kept bs=64k count=200 2>/dev/null; sha256sum /kept >/kept.sum; sync"); err != nil {
 			t.Fatal(err)
 		}
-		if err := g.Reset(ctx); err != nil {
-			t.Fatal(err)
-		}
+		p.rebootFrozen(t, ctx, [2]string{c.pluggedSocket("n1"), c.pluggedSocket("n2")})
 		if out, err := g.Shell(ctx, "sha256sum -c /kept.sum && mount -t ext4 /dev/vdb /data && sha256sum -c /data/sums"); err != nil {
 			t.Errorf("after a reboot: %v\n%s", err, out)
 		}

@@ -44,6 +44,8 @@ type Options struct {
 	Forwards []Forward
 	// Disks appear in the guest as /dev/vda, /dev/vdb and so on.
 	Disks []Disk
+	// Slots is how many empty slots there are for disks that are plugged in later (see Plug).
+	Slots int
 	// Root is the device with the guest's root file system, as /dev/vda; empty: the guest stays in its initial one.
 	Root string
 	// Namespace QEMU runs in; nil is the caller's.
@@ -178,7 +180,7 @@ func (o Options) arguments(console, control, qmp string) []string {
 	for i, disk := range o.Disks {
 		args = append(args, disk.arguments(i)...)
 	}
-	return args
+	return append(args, slotArguments(o.Slots)...)
 }
 
 // commandLine is the kernel's.

@@ -15,10 +15,12 @@ type qmp struct {
 	mu   sync.Mutex
 	conn net.Conn
 	in   *json.Decoder
+	// deleted counts the events that say that a device is gone, by its name.
+	deleted map[string]int
 }
 
 func newQMP(conn net.Conn) (*qmp, error) {
-	q := &qmp{conn: conn, in: json.NewDecoder(conn)}
+	q := &qmp{conn: conn, in: json.NewDecoder(conn), deleted: map[string]int{}}
 	var greeting struct{ QMP json.RawMessage }
 	if err := q.in.Decode(&greeting); err != nil || greeting.QMP == nil {
 		conn.Close()
@@ -63,9 +65,14 @@ func (q *qmp) ask(ctx context.Context, command string, arguments map[string]any,
 		var reply struct {
 			Return json.RawMessage
 			Error  *struct{ Desc string }
+			Event  string
+			Data   struct{ Device string }
 		}
 		if err := q.in.Decode(&reply); err != nil {
 			return fail(err)
+		}
+		if reply.Event == "DEVICE_DELETED" {
+			q.deleted[reply.Data.Device]++
 		}
 		if reply.Error != nil {
 			return fail(errors.New(reply.Error.Desc))
