@@ -131,13 +131,16 @@ func silent(t *testing.T, ctx context.Context, u *user) {
 }
 
 // TestVolumeMemoryRemoved: the memory that requests under way point to is taken away while their server is stopped, which is answered at once. When the server answers
-// them, nothing changes there.
+// them, nothing changes there; nor when it has answered a part of them before.
 func TestVolumeMemoryRemoved(t *testing.T) {
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[1]")
 	s.blank(t, "away", shelfDisk)
 	server := s.nbdkit(t, "away", "file", s.image("away"))
 	s.volume("away", s.nbd("away"), ", quiesce: 100ms")
+	s.blank(t, "midst", shelfDisk)
+	s.nbdkit(t, "midst", "file", s.image("midst"))
+	midst := s.behind(t, "midst", ", quiesce: 100ms")
 	d := start(t, namespace(t, "host"), "shuntd", s.config.String())
 	removed := &answered{name: "removal of memory"}
 	for range 3 {
@@ -145,9 +148,6 @@ func TestVolumeMemoryRemoved(t *testing.T) {
 		buffer, err := disk.Alloc(1 << 20)
 		must(t, err)
 		resume := pause(t, server)
-		for i := range buffer.Bytes {
-			buffer.Bytes[i] = 0xc5
-		}
 		r := &driver.Request{Op: driver.In, Data: []virtq.Buffer{buffer.Segment(0, 1<<20)}}
 		must(t, disk.Queue(0).Submit(r))
 		disk.Queue(0).Kick()
@@ -158,6 +158,9 @@ func TestVolumeMemoryRemoved(t *testing.T) {
 		removed.add(t, func() error {
 			return disk.Frontend(func(f *vhostuser.Frontend) error { return f.SetMemory(disk.Regions()[:1]...) })
 		})
+		for i := range buffer.Bytes { // what is there is somebody else's from now on
+			buffer.Bytes[i] = 0xc5
+		}
 		resume()
 		if out, err := exec.CommandContext(ctx, "nbdinfo", "--size", s.nbd("away")).CombinedOutput(); err != nil { // it goes on
 			t.Fatalf("%v: %s", err, out)
@@ -168,6 +171,9 @@ func TestVolumeMemoryRemoved(t *testing.T) {
 			}
 		}
 		must(t, disk.Close())
+	}
+	for _, passes := range []int64{0, 10, 5000, 300 << 10} {
+		s.takenAway(t, ctx, "midst", midst, removed, passes)
 	}
 	removed.judge(t)
 }
