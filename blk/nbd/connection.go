@@ -53,7 +53,7 @@ func (l *lane) stand(c *link) (err error) {
 		return err
 	}
 	l.fd, l.export = c.fd, c.export
-	l.begun, l.batch, l.bounced, l.faults = 0, 0, 0, 0
+	l.begun, l.batch, l.bounced, l.faults, l.ended = 0, 0, 0, 0, 0
 	l.dropping, l.hung, l.up = nil, false, true
 	l.replies.begin(c.export.structured)
 	return nil

@@ -12,11 +12,11 @@ import (
 // The keeper of a lane is a goroutine that lives from one connection's end to the next one's beginning:
 //
 //	broken ─▶ dial, handshake ─▶ is the export still what guests were told? ─▶ quiesce ─▶ is the server the same? ─▶ Worker.Do(attach)
-//	   ▲            └────────────────────┴── no: wait, twice as long each time ◀┘
+//	   ▲            └────────────────────┴── no: wait, longer each time (backoff) ◀┘
 //	   └──────────────────────────────────────────────── the connection breaks
 const (
-	firstWait = 20 * time.Millisecond
-	longest   = 5 * time.Second
+	firstWait = 50 * time.Millisecond
+	longest   = time.Second
 	// echoLimit is how long another lane's connection may take to show that its server is alive.
 	echoLimit = 2 * time.Second
 )
@@ -35,7 +35,7 @@ func (s *Store) isUp(l *lane) {
 	if l.opened {
 		s.reconnects.Add(1)
 	}
-	l.opened, l.began = true, time.Now()
+	l.opened = true
 	l.status.Store(&status{up: true, since: time.Now()})
 }
 
@@ -45,33 +45,30 @@ func (s *Store) isDown(l *lane, why error) { l.status.Store(&status{why: why, si
 func (s *Store) keep(l *lane, c *link, risky bool) {
 	broken := time.Now()
 	first := !l.opened
-	wait := firstWait
-	if c == nil {
-		wait = l.backoff.after(l.began)
+	if l.carried {
+		l.carried, l.backoff = false, 0
 	}
-	go func() {
-		for c != nil || rest(l.ctx, wait/2+rand.N(wait)) {
+	go func() { // the backoff's owner until the lane has a connection
+		for c != nil || rest(l.ctx, l.backoff.next()) {
 			err := s.provide(l, c, broken, risky, first)
 			if err == nil || errors.Is(err, errClosed) {
 				return
 			}
-			c, wait = nil, min(2*wait, longest)
+			c = nil
 			was := l.status.Load()
 			l.status.CompareAndSwap(was, &status{why: err, since: was.since})
 		}
 	}()
 }
 
-// backoff is how long to wait before a lane connects again: longer each time that a connection has not lasted, such as one to a server that breaks every
-// rule as soon as it is asked something.
+// backoff is how long a lane waited for its last attempt to connect: twice as long each time that there was no connection, or one that has answered nothing, as to a
+// server that hangs up as soon as it is asked. One that has answered something begins anew. Lanes do not wait in step: each by up to a half more or less.
 type backoff time.Duration
 
-func (b *backoff) after(began time.Time) time.Duration {
-	if time.Since(began) > longest {
-		*b = 0
-	}
-	*b = backoff(min(max(2*time.Duration(*b), firstWait), longest))
-	return time.Duration(*b)
+func (b *backoff) next() time.Duration {
+	d := min(max(2*time.Duration(*b), firstWait), longest)
+	*b = backoff(d)
+	return d/2 + rand.N(d)
 }
 
 // rest sleeps, and tells whether it slept well.
@@ -105,8 +102,8 @@ func (s *Store) provide(l *lane, c *link, broken time.Time, risky, first bool) (
 	if risky && s.options.Quiesce > 0 && !rest(l.ctx, time.Until(broken.Add(s.options.Quiesce))) {
 		return l.ctx.Err()
 	}
-	kept := first || s.witnessed(l, broken)
-	s.resized(i)
+	kept := first || s.witnessed(l, broken) // the first one's past is the volume's business: blk.VolumeOptions.Restarted
+	s.learned(i)
 	err = errClosed
 	l.host.Worker.Do(func() { err = l.attach(c, kept) })
 	return err
@@ -139,14 +136,14 @@ func (s *Store) witnessed(l *lane, broken time.Time) bool {
 	return false
 }
 
-// resized notes another size, and passes it on.
-func (s *Store) resized(i blk.Info) {
+// learned notes what an export is by now, and passes it on.
+func (s *Store) learned(i blk.Info) {
 	s.mu.Lock()
-	changed := s.told.Size != i.Size
-	s.told.Size, s.told.Describe = i.Size, i.Describe
-	told := s.told
+	before := s.told
+	s.told = i
 	s.mu.Unlock()
-	if changed && s.options.Watcher != nil {
-		s.options.Watcher.Changed(told)
+	before.Describe = i.Describe
+	if before != i && s.options.Watcher != nil {
+		s.options.Watcher.Changed(i)
 	}
 }

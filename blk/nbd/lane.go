@@ -58,8 +58,8 @@ type lane struct {
 	// Between connections; see keeper.go.
 	ctx     context.Context // ends the keeper
 	cancel  context.CancelFunc
-	opened  bool      // there was a connection before
-	began   time.Time // that or this one
+	opened  bool // there was a connection before
+	carried bool // an answer came on it
 	backoff backoff
 	status  atomic.Pointer[status] // for anybody
 }
@@ -196,7 +196,7 @@ func (l *lane) step() {
 	l.transmit()
 	l.listen()
 	if l.ended > 0 {
-		l.ended = 0
+		l.ended, l.carried = 0, true
 		l.moved, l.quiet = l.host.Worker.Now(), 0
 		if l.refused && l.up && l.freeTasks.n > 0 {
 			l.refused = false

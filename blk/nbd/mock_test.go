@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +23,14 @@ type mock struct {
 	plain    bool            // no structured replies
 	clients  chan *mockConn  // that have come to the transmission phase
 	infos    []mockInfoReply // beside the size
+	mu       sync.Mutex      // of what change changes, from serve on
+}
+
+// change has the next clients find another server.
+func (m *mock) change(fn func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fn()
 }
 
 type mockInfoReply []byte
@@ -100,6 +109,9 @@ func readOption(c net.Conn) (option uint32, err error) {
 
 // greet is a handshake as it should be.
 func (m *mock) greet(c net.Conn) {
+	m.mu.Lock()
+	size, flags, plain := m.size, m.flags, m.plain
+	m.mu.Unlock()
 	c.Write(hello(flagFixedNewstyle | flagNoZeroes))
 	io.CopyN(io.Discard, c, 4)
 	for {
@@ -110,7 +122,7 @@ func (m *mock) greet(c net.Conn) {
 		}
 		switch option {
 		case optStructuredReply:
-			if m.plain {
+			if plain {
 				c.Write(optReply(option, repErrUnsup))
 			} else {
 				c.Write(optReply(option, repAck))
@@ -119,7 +131,7 @@ func (m *mock) greet(c net.Conn) {
 			for _, i := range m.infos {
 				c.Write(optReply(option, repInfo, i...))
 			}
-			c.Write(optReply(option, repInfo, exportInfo(m.size, m.flags)...))
+			c.Write(optReply(option, repInfo, exportInfo(size, flags)...))
 			c.Write(optReply(option, repAck))
 			if option == optGo {
 				m.clients <- &mockConn{Conn: c, tb: m.tb}

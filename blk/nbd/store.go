@@ -22,7 +22,8 @@ type Options struct {
 	// Timeout is how long a server may be silent while it owes answers, and a quarter of how long it may owe a single one, before the connection is given
 	// up. Zero: 30 s.
 	Timeout time.Duration
-	// Quiesce is how long after a connection broke that had writes on their way a lane takes requests again at the earliest. NBD cannot tell a server to
+	// Quiesce is how long after a connection broke that had writes on their way a lane takes requests again at the earliest; after the end of a process that had some,
+	// the next one writes (blk.Info). NBD cannot tell a server to
 	// forget what it was asked on another connection: one that is alive, and has kept a write for longer than this, could still carry it out
 	// after newer ones. So it is to be longer than the server ever takes for a request. Zero: 2 s; negative: none.
 	Quiesce time.Duration
@@ -147,6 +148,7 @@ func (s *Store) judge(e *export) (blk.Info, error) {
 		Flush: e.has(flagFlush), FUA: e.has(flagFUA), Discard: e.has(flagTrim), WriteZeroes: e.has(flagWriteZeroes),
 		ReadOnly: e.has(flagReadOnly), Rotational: e.has(flagRotational),
 		Lanes:    1,
+		Quiesce:  max(s.options.Quiesce, 0),
 		Describe: s.describe(e),
 	}
 	if e.has(flagMultiConn) {
@@ -229,7 +231,7 @@ func (s *Store) Refresh(ctx context.Context) (blk.Info, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.told.Size, s.told.Describe = now.Size, now.Describe
+	s.told = now
 	return s.told, nil
 }
 
@@ -268,13 +270,16 @@ func (s *Store) renew(ctx context.Context, l *lane) error {
 	return nil
 }
 
-// suits judges an export that guests know already: what they were told must still hold, but for its size.
+// suits judges an export that guests know already, and says what it is to them. A server in the place of another may have another size, and lack what requests
+// can be answered without: discards and zeroes are refused then, and a flush takes the place of FUA. It is not taken where a guest would be lied to, or break.
 func (s *Store) suits(e *export) (blk.Info, error) {
 	i, err := s.judge(e)
 	if err != nil {
 		return i, err
 	}
-	told := s.Info()
+	s.mu.Lock()
+	told, lanes := s.told, len(s.lanes)
+	s.mu.Unlock()
 	lacks := ""
 	switch {
 	case i.BlockSize > told.BlockSize:
@@ -283,13 +288,11 @@ func (s *Store) suits(e *export) (blk.Info, error) {
 		lacks = fmt.Sprintf("a size that is a multiple of %d", told.BlockSize)
 	case told.Flush && !i.Flush:
 		lacks = "flush"
-	case told.FUA && !i.FUA:
-		lacks = "FUA"
-	case i.ReadOnly && !told.ReadOnly:
-		lacks = "permission to write"
-	case i.Lanes == 1 && told.Lanes != 1:
+	case i.Lanes == 1 && lanes > 1:
 		lacks = "multi-conn"
 	default:
+		i.BlockSize = told.BlockSize
+		i.PhysicalBlock, i.OptimalIO = max(i.PhysicalBlock, i.BlockSize), max(i.OptimalIO, i.BlockSize)
 		return i, nil
 	}
 	return i, fmt.Errorf("%s: %w: it lacks %s", s.options.URI, ErrChanged, lacks)

@@ -1,0 +1,85 @@
+package nbd
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+)
+
+// TestComesBackWithLess: a server in the place of another that has less goes on, as far as a guest can. Without what a guest cannot do without, it is not taken.
+func TestComesBackWithLess(t *testing.T) {
+	m := newMock(t)
+	w := make(watcher, 8)
+	o := m.options()
+	o.Watcher = w
+	m.serve()
+	s := open(t, o)
+	u := newBench(t).use(s)
+	m.change(func() { m.size, m.flags, m.plain = imageSize/2, flagHasFlags|flagFlush, true })
+	m.client().Close()
+	client := m.client()
+	u.await("the lane", func() bool { return len(u.ups) == 2 })
+	if i := <-w; i.Size != imageSize/2 || i.Discard || i.WriteZeroes || i.FUA || !i.Flush || i.BlockSize != 512 && i.BlockSize != 1 {
+		t.Errorf("changed to %+v", i)
+	}
+	discard, zeroes := ask(blk.OpDiscard, 0), ask(blk.OpWriteZeroes, 0)
+	discard.Length, zeroes.Length = 4096, 4096
+	stable := ask(blk.OpWrite, 0, u.memory[:512])
+	stable.FUA = true
+	u.run(blk.Unsupported, discard, zeroes, stable)
+	flush := ask(blk.OpFlush, 0)
+	u.submit(flush)
+	client.send(simpleReply(client.next(), 0))
+	u.ends(flush, blk.OK)
+
+	m.change(func() { m.flags = flagHasFlags })
+	client.Close()
+	for end := time.Now().Add(patient); !errors.Is(s.State().Why, ErrChanged); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the store says %+v", s.State())
+		}
+	}
+	if len(u.upped()) != 2 {
+		t.Error("it is up without flush")
+	}
+}
+
+// TestBackoff: attempts come more and more slowly up to a limit, and begin anew after a connection that has answered something.
+func TestBackoff(t *testing.T) {
+	var b backoff
+	for want := firstWait; want < 4*longest; want *= 2 {
+		is := min(want, longest)
+		if d := b.next(); b != backoff(is) || d < is/2 || d >= is+is/2 {
+			t.Errorf("waits %v of %v, where %v was due", d, time.Duration(b), is)
+		}
+	}
+	m := newMock(t).serve()
+	u := newBench(t).use(open(t, m.options()))
+	waited := func() (d time.Duration) {
+		u.b.do(func() { d = time.Duration(u.lane.(*laneType).backoff) })
+		return d
+	}
+	ups := 1
+	broken := func() time.Duration {
+		m.client().Close()
+		ups++
+		u.await("the lane", func() bool { return len(u.ups) == ups })
+		return waited()
+	}
+	for _, want := range []time.Duration{firstWait, 2 * firstWait, 4 * firstWait} {
+		if d := broken(); d != want {
+			t.Errorf("after connections that answer nothing it waits %v, want %v", d, want)
+		}
+	}
+	client := m.client()
+	flush := ask(blk.OpFlush, 0)
+	u.submit(flush)
+	client.send(simpleReply(client.next(), 0))
+	u.ends(flush, blk.OK)
+	m.clients <- client
+	if d := broken(); d != firstWait {
+		t.Errorf("after a connection that has answered it waits %v", d)
+	}
+}
