@@ -26,6 +26,8 @@ type association struct {
 	lifetime   *blk.Lifetime
 	queues     int // IO queues we may have
 
+	carried atomic.Bool // a lane's command has succeeded
+
 	access atomic.Pointer[anaState] // how the controller reaches the namespace; nil: it knows no such thing
 	aborts chan abort               // by lanes, which do not wait for room
 	ana    chan struct{}            // somebody should look at the ANA log; has room for one
@@ -145,12 +147,20 @@ func (a *association) open(ctx context.Context) error {
 	if a.namespace, err = a.learn(ctx); err != nil {
 		return err
 	}
-	if b, err := a.admin.logPage(ctx, "of health", logHealth, 0xffffffff, 0, 512); err == nil {
-		a.lifetime = parseHealth(b)
-	} else if !refusedOnly(err) {
-		return err
+	a.lifetime, err = a.health(ctx)
+	return err
+}
+
+// health is how much of the device is used up, if the controller tells.
+func (a *association) health(ctx context.Context) (*blk.Lifetime, error) {
+	b, err := a.admin.logPage(ctx, "of health", logHealth, 0xffffffff, 0, 512)
+	switch {
+	case err == nil:
+		return parseHealth(b), nil
+	case refusedOnly(err):
+		return nil, nil
 	}
-	return nil
+	return nil, err
 }
 
 // refusedOnly tells an answer that says no from a connection that broke: what is optional may be refused.
@@ -232,7 +242,7 @@ func (a *association) active(ctx context.Context) error {
 // info is the store's face.
 func (a *association) info() blk.Info {
 	i := a.namespace.info(a.controller)
-	i.Lifetime = a.lifetime
+	i.Lifetime, i.Quiesce = a.lifetime, max(a.grace(), a.o.Quiesce)
 	if a.queues == 1 {
 		i.Lanes = 1
 	}

@@ -76,6 +76,7 @@ type lane struct {
 	commands []command
 	free     []int32 // commands
 	refused  bool    // a request was handed back
+	carried  bool    // a command has succeeded
 	reads    int     // long reads under way
 	closing  []int32 // tasks that end when the kernel has given back what is theirs; see withdraw
 
@@ -179,6 +180,7 @@ func (l *lane) reset() {
 	l.line.clear()
 	l.current, l.left, l.trailer, l.wire = nil, 0, false, l.wire[:0]
 	l.r, l.w, l.data, l.due, l.skip, l.digest, l.direct, l.reads = 0, 0, nil, 0, 0, false, 0, 0
+	l.carried = false
 	l.out.Reset()
 	l.in.Reset()
 	l.free = l.free[:0]

@@ -149,6 +149,10 @@ func (l *lane) respond(c *command, s status, h header) *violation {
 			return breach(fesSequence, 0, h, "a write succeeded without %d bytes of its data", c.length-c.asked+c.granted)
 		}
 	}
+	if s.ok() && !l.carried {
+		l.carried = true
+		l.association.carried.Store(true)
+	}
 	c.answered, c.status, c.granted = true, s, 0
 	if !c.inWire && l.current != c {
 		l.finish(c)

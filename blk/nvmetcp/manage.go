@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -28,9 +29,8 @@ func (s *Store) manage(a *association) {
 	defer func() { s.take(nil) }()
 	var delay time.Duration
 	for kept := true; ; {
-		born := time.Now()
 		why := s.serve(a, kept)
-		if time.Since(born) > longThrough {
+		if a.carried.Load() {
 			delay = 0
 		}
 		if s.isClosed() {
@@ -83,6 +83,7 @@ func (s *Store) serve(a *association, kept bool) error {
 	}
 	tasks.Go(func() { a.keepAlive() })
 	tasks.Go(func() { s.events(a) })
+	tasks.Go(func() { s.watchHealth(a) })
 	tasks.Go(func() { a.abortLate() })
 	for {
 		var timer <-chan time.Time
@@ -235,11 +236,8 @@ func (a *association) grace() time.Duration {
 	return kato + a.controller.CQT + 100*time.Millisecond
 }
 
-// An association that has lived for longThrough lets the next attempt be made at once. After a shorter one the pauses between attempts go on growing: something
-// is wrong that shows only once there is an association.
-const longThrough = 5 * time.Second
-
-// reconnect makes attempts until one succeeds, the first after delay. An error means that the store was closed.
+// reconnect makes attempts until one succeeds, the first after delay: none after an association that has carried anything. After another one the pauses between
+// attempts go on growing: something is wrong that shows only once there is an association. An error means that the store was closed.
 func (s *Store) reconnect(delay *time.Duration) (*association, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -255,7 +253,7 @@ func (s *Store) reconnect(delay *time.Duration) (*association, error) {
 		if limit := s.o.CtrlLossTimeout; limit > 0 && time.Since(began) > limit {
 			s.set(func(st *blk.State) { st.Why = fmt.Errorf("given up after %v: %w", limit, st.Why) })
 		} else {
-			timer = time.After(*delay)
+			timer = time.After(*delay/2 + rand.N(*delay+1))
 		}
 		select {
 		case <-timer:

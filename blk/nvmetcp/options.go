@@ -48,12 +48,13 @@ type Options struct {
 	ConnectTimeout time.Duration
 	// CommandTimeout is after how long a command is aborted; it has a quarter of that, and a second, more to end before the association is given up. Zero: 30 s.
 	CommandTimeout time.Duration
-	// ReconnectDelay is between attempts, at most: they begin fast, and each waits twice as long as the one before. Zero: 10 s.
+	// ReconnectDelay is between attempts, at most: they begin fast, and each waits twice as long as the one before, by up to a half more or less. Zero: 1 s.
 	ReconnectDelay time.Duration
 	// CtrlLossTimeout is after how long without an association no more attempts are made, until somebody calls Refresh. Zero: they go on for ever,
 	// and what becomes of requests meanwhile is the volume's policy.
 	CtrlLossTimeout time.Duration
-	// Quiesce is how long the first association waits: for what a predecessor that was killed may have left under way. Its KATO is the right time then. Zero: not at all.
+	// Quiesce is how long after the end of a process that had writes under way the next one writes (blk.Info), if that is longer than what it takes a controller to end an
+	// association that has fallen silent. Zero: it is not.
 	Quiesce time.Duration
 	// Watcher hears when the namespace has changed; nil: nobody.
 	Watcher blk.Watcher
@@ -149,7 +150,7 @@ func (o *Options) check() error {
 	fill(&o.Queues, 16)
 	fill(&o.ConnectTimeout, 5*time.Second)
 	fill(&o.CommandTimeout, 30*time.Second)
-	fill(&o.ReconnectDelay, 10*time.Second)
+	fill(&o.ReconnectDelay, time.Second)
 	switch {
 	case o.KATO < time.Second || o.KATO > time.Hour:
 		return fmt.Errorf("a keep-alive timeout of %v; it is one second to one hour", o.KATO)

@@ -39,9 +39,6 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if err := pause(ctx, o.Quiesce, nil); err != nil {
-		return nil, err
-	}
 	s := &Store{o: o, closing: make(chan struct{}), ended: make(chan struct{}), wake: make(chan struct{}, 1), again: make(chan struct{}, 1), changed: make(chan struct{})}
 	a, err := s.associate(ctx)
 	if err != nil {
@@ -203,11 +200,15 @@ func (s *Store) relearn(ctx context.Context, a *association) error {
 	if err == nil {
 		err = s.same(n)
 	}
+	var life *blk.Lifetime
+	if err == nil {
+		life, err = a.health(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	a.namespace = n
+	a.namespace, a.lifetime = n, life
 	before, now := s.info, a.info()
 	s.info = now
 	s.mu.Unlock()

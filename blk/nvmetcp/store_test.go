@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,9 @@ func TestIdentity(t *testing.T) {
 	if i.Size != 32<<20 || i.BlockSize != 512 || !i.Flush || !i.FUA || !i.Discard || !i.WriteZeroes || i.ReadOnly || i.Lanes != 0 || i.Lifetime != nil {
 		t.Errorf("info %+v", i)
 	}
+	if i.Quiesce < testKATO {
+		t.Errorf("a next process writes after %v, and the controller may live for %v", i.Quiesce, testKATO)
+	}
 	for _, part := range []string{target.Address(), nvmetcptest.NQN, "shunt test target", "uuid 42000000-0000-0000-0000-000000000001", "digests none"} {
 		if !strings.Contains(i.Describe, part) {
 			t.Errorf("%q does not say %q", i.Describe, part)
@@ -120,6 +124,38 @@ func TestIdentity(t *testing.T) {
 	}
 	if st := s.State(); st.Why != nil {
 		t.Errorf("state %+v", st)
+	}
+}
+
+// What the health log says of wear is what a guest is told, if it says anything: as of now, not as of when the association began.
+func TestLifetime(t *testing.T) {
+	health := func(warning, spare, used byte) []byte { return []byte{0: warning, 3: spare, 5: used} }
+	target := nvmetcptest.New(t, nvmetcptest.Options{Health: health(0, 100, 0)})
+	o, changed := options(target), make(watcher, 8)
+	o.Watcher = changed
+	s := connect(t, o)
+	if l := s.Info().Lifetime; l == nil || *l != (blk.Lifetime{PreEOL: 1, TypeA: 1, TypeB: 1}) {
+		t.Errorf("of a new device: %v", l)
+	}
+	for _, c := range []struct {
+		log  []byte
+		want *blk.Lifetime
+	}{
+		{health(0, 90, 42), &blk.Lifetime{PreEOL: 1, TypeA: 5, TypeB: 5}},
+		{health(0, 30, 95), &blk.Lifetime{PreEOL: 2, TypeA: 10, TypeB: 10}},
+		{health(1, 5, 255), &blk.Lifetime{PreEOL: 3, TypeA: 11, TypeB: 11}},
+		{health(0, 0, 0), nil},
+		{health(0, 0, 3), &blk.Lifetime{PreEOL: 1, TypeA: 1, TypeB: 1}},
+		{[]byte{}, nil}, // it is refused
+	} {
+		target.SetHealth(c.log)
+		i, err := s.Refresh(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if told := <-changed; !reflect.DeepEqual(i.Lifetime, c.want) || !reflect.DeepEqual(told.Lifetime, c.want) {
+			t.Errorf("the log says % x, the store %v, the watcher hears %v", c.log, i.Lifetime, told.Lifetime)
+		}
 	}
 }
 
