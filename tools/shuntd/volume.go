@@ -26,6 +26,8 @@ type volume struct {
 	log    *slog.Logger
 	places []*worker // by queue
 
+	away bool // the opener's: a server could not be reached yet, so it may have been restarted since a daemon before this one used it
+
 	stop context.CancelFunc // ends the opener
 	done chan struct{}      // it has ended
 
@@ -45,12 +47,12 @@ type served struct {
 	backend atomic.Pointer[vhostuser.Backend] // nil: nobody is let in yet
 }
 
-// How a store is tried: each attempt has its time, and waits longer than the one before. AddVolume stays for the first one a little, so that who reads that a volume
+// How a store is tried: each attempt has its time, and waits longer than the one before, up to a second: a server that is back is not waited for. AddVolume stays for the first one a little, so that who reads that a volume
 // was added mostly finds it in service.
 const (
 	tryTime       = 15 * time.Second
 	leastTryPause = 200 * time.Millisecond
-	mostTryPause  = 10 * time.Second
+	mostTryPause  = time.Second
 	firstTry      = 300 * time.Millisecond
 )
 
@@ -144,12 +146,13 @@ func (v *volume) try(ctx context.Context) (err error) {
 	v.mu.Unlock()
 	s := &served{}
 	s.volume, err = blk.OpenVolume(blk.VolumeOptions{
-		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Log: v.engine.log,
+		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Restarted: v.away, Log: v.engine.log,
 		Open: func(w blk.Watcher) (blk.Store, error) {
 			return v.engine.stores(ctx, storeOptions{VolumeSource: c.From(), quiesce: time.Duration(c.Quiesce), lanes: len(distinct(v.places)), watcher: w})
 		},
 	})
 	if err != nil {
+		v.away = config.Scheme(c.Source) != config.SchemeFile
 		return err
 	}
 	if err = v.serve(s, c); err != nil {
