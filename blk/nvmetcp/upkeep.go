@@ -30,6 +30,19 @@ func (a *association) keepAlive() {
 	}
 }
 
+// healthPause is how old what a guest is told of the device's health may be.
+const healthPause = time.Hour
+
+// watchHealth asks anew from time to time: wear is no event.
+func (s *Store) watchHealth(a *association) {
+	for pause(a.ctx, healthPause, nil) == nil {
+		if err := s.relearn(a.ctx, a); err != nil {
+			a.fail(err)
+			return
+		}
+	}
+}
+
 // abort names a command that is late.
 type abort struct{ qid, cid uint16 }
 

@@ -100,7 +100,7 @@ func TestNVMeTarget(t *testing.T) {
 	for _, digests := range []bool{false, true} {
 		t.Run(fmt.Sprintf("digests %v", digests), func(t *testing.T) {
 			u := openNVMe(t, nvmetcp.Options{Address: at, NQN: nvmetName, KATO: 2 * time.Second, HeaderDigest: digests, DataDigest: digests})
-			if i := u.store.Info(); i.Size != 32<<20 || !i.Flush || !i.Discard || !i.WriteZeroes || !strings.Contains(i.Describe, "uuid 6a0f9e64-1d5b") {
+			if i := u.store.Info(); i.Size != 32<<20 || !i.Flush || !i.Discard || !i.WriteZeroes || i.Lifetime != nil || !strings.Contains(i.Describe, "uuid 6a0f9e64-1d5b") {
 				t.Errorf("info %+v", i)
 			}
 			t.Log(u.store.Info().Describe)

@@ -270,7 +270,10 @@ func (t *Target) logPage(c *controller, page byte, offset, n int) ([]byte, bool)
 	all := make([]byte, 4096)
 	switch page {
 	case 0x02:
-		all = all[:512]
+		if t.o.Health != nil && len(t.o.Health) == 0 {
+			return nil, false
+		}
+		copy(all[:512], t.o.Health)
 	case 0x04:
 		le.PutUint32(all, 1)
 		c.mask[4] = false

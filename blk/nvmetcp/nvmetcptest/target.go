@@ -59,6 +59,8 @@ type Options struct {
 	Authenticate bool
 	// NoDigests refuses digests in the handshake.
 	NoDigests bool
+	// Health is the health log; nil: all zeroes, as of a target that is software.
+	Health []byte
 }
 
 // Target is a subsystem that listens.
@@ -280,6 +282,9 @@ func (t *Target) Resize(blocks uint64) {
 
 // Replace gives the namespace another identity.
 func (t *Target) Replace() { t.Do(func() { t.uuid[15]++ }) }
+
+// SetHealth is what the health log says from now on; empty: there is none.
+func (t *Target) SetHealth(log []byte) { t.Do(func() { t.o.Health = log }) }
 
 // SetAccess changes the ANA state, and says so.
 func (t *Target) SetAccess(state byte) {
