@@ -3,6 +3,7 @@ package blk
 import (
 	"time"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/uring"
 )
 
@@ -22,3 +23,6 @@ func BucketOf(nanos int64) int { return bucketOf(nanos) }
 
 // Add counts a time.
 func (h *Histogram) Add(nanos int64) { h.add(nanos) }
+
+// WorkerOf is the worker that a gate belongs to.
+func WorkerOf(g *Gate) *dataplane.Worker { return g.worker }

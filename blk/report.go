@@ -29,22 +29,14 @@ func (v *Volume) State() VolumeState {
 	}
 }
 
-// Stats reads the counters, each gate's on its worker between two rounds.
+// Stats reads the counters. What a worker has that does not come to it within surveyWait is as of when it came to it last.
 func (v *Volume) Stats() *VolumeStats {
 	v.mu.Lock()
 	s := &VolumeStats{GateStats: v.retired}
-	ups, downs := v.past.backs, v.past.downs
-	trunks := v.trunks
+	past, trunks := v.past, v.trunks
 	v.mu.Unlock()
-	for _, t := range trunks {
-		t.host.Worker.Do(func() {
-			ups, downs = ups+t.stats.backs, downs+t.stats.downs
-			for _, g := range t.gates {
-				g.collect(&s.GateStats)
-			}
-		})
-	}
-	s.Reconnects, s.Disconnects = ups, downs
+	now := surveyed(trunks, &s.GateStats)
+	s.Reconnects, s.Disconnects = past.backs+now.backs, past.downs+now.downs
 	s.Unflushed, s.Losses, s.LossesTold = v.ledger.unflushed(), v.ledger.losses.Load(), v.ledger.failed.Load()
 	return s
 }

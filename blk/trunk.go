@@ -1,6 +1,10 @@
 package blk
 
-import "github.com/shuntio/shunt/dataplane"
+import (
+	"sync/atomic"
+
+	"github.com/shuntio/shunt/dataplane"
+)
 
 // trunk is a volume's lane on one worker, with the gates of all its queues there. It hears what the lane has to say and tells the gates, each time beginning
 // with another one, so that the room there is goes around.
@@ -21,6 +25,8 @@ type trunk struct {
 	dirty bool // the lane has requests that it has not sent
 	first int  // the gate that is told first
 	stats trunkStats
+
+	pending, latest atomic.Pointer[survey] // that was asked for and is not there; that was there last
 }
 
 // trunkStats count how often the lane came back, and went away.

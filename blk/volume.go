@@ -298,6 +298,7 @@ func (g *Gate) Close() {
 	v.control.Lock()
 	defer v.control.Unlock()
 	var last GateStats
+	left := newSurvey() // without this gate, which is among the retired then
 	g.worker.Do(func() {
 		g.timers.Stop(&g.timer)
 		g.deadline = never
@@ -308,6 +309,7 @@ func (g *Gate) Close() {
 				break
 			}
 		}
+		t.fill(left)
 		if len(t.gates) == 0 {
 			t.lane.Close()
 		}

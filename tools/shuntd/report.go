@@ -120,6 +120,13 @@ func (p *port) status() control.PortStatus {
 
 // Stats implements control.Engine.
 func (e *engine) Stats() control.Stats {
+	s := e.countersOfAll()
+	s.Objects = append(s.Objects, e.volumeStats()...)
+	return s
+}
+
+// countersOfAll are those that anybody may read at any time.
+func (e *engine) countersOfAll() control.Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := control.Stats{At: time.Now(), Reasons: map[string]string{}}
@@ -137,10 +144,6 @@ func (e *engine) Stats() control.Stats {
 	}
 	for name, p := range e.ports {
 		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindPort, Name: name, Counters: p.counters(), Queues: p.queueStats()})
-	}
-	for name, v := range e.volumes {
-		stats, more := v.stats()
-		s.Objects = append(s.Objects, control.ObjectStats{Kind: control.KindVolume, Name: name, Counters: control.Counters{More: more}, Volume: stats})
 	}
 	return s
 }
