@@ -195,7 +195,7 @@ func (s *session) startTLS(ctx context.Context, config *tls.Config) error {
 	}
 	c := tls.Client(s.Conn, config)
 	if err := c.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS with %s: %w", config.ServerName, err)
+		return distrust(err, config.ServerName)
 	}
 	s.Conn, s.encrypted = c, true
 	return nil

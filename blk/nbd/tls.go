@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,6 +59,39 @@ func (t TLS) config(a address) (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{pair}
 	}
 	return c, nil
+}
+
+// distrust says in a sentence why TLS is not spoken, and what to do: the library's tells of attempts with certificates that nobody knows.
+func distrust(err error, name string) error {
+	var (
+		certificate *tls.CertificateVerificationError
+		unknown     x509.UnknownAuthorityError
+		other       x509.HostnameError
+		invalid     x509.CertificateInvalidError
+	)
+	switch {
+	case !errors.As(err, &certificate):
+		return fmt.Errorf("TLS with %s: %w", name, err)
+	case errors.As(err, &unknown):
+		return errors.New("the server's certificate is signed by an unknown authority: name the file with the authority's certificate (tls: ca)")
+	case errors.As(err, &other):
+		return fmt.Errorf("the server's certificate is for %s, not for %s: give the server another one, or say whom to expect (tls: server-name)", names(other.Certificate), name)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("the server's certificate is valid from %s to %s: renew it, or set the clock", invalid.Cert.NotBefore.Format(time.DateTime), invalid.Cert.NotAfter.Format(time.DateTime))
+	}
+	return fmt.Errorf("the server's certificate: %w", certificate.Err)
+}
+
+// names are whom a certificate is for, as far as it is worth reading.
+func names(c *x509.Certificate) string {
+	all := append([]string(nil), c.DNSNames...)
+	for _, a := range c.IPAddresses {
+		all = append(all, a.String())
+	}
+	if len(all) == 0 {
+		return "nobody"
+	}
+	return clean([]byte(strings.Join(all, ", ")), 60)
 }
 
 // pumpBuffer is how much a pump moves at once: some records.

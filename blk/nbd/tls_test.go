@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	crand "crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -100,9 +101,9 @@ func TestTLS(t *testing.T) {
 		tls  TLS
 		want string
 	}{
-		{"an authority that did not sign", TLS{CA: stranger.file("ca-cert.pem"), Cert: ours.Cert, Key: ours.Key}, "certificate"},
-		{"another name", TLS{CA: ours.CA, Cert: ours.Cert, Key: ours.Key, ServerName: "other.example"}, "other.example"},
-		{"the system's authorities", TLS{Cert: ours.Cert, Key: ours.Key}, "certificate"},
+		{"an authority that did not sign", TLS{CA: stranger.file("ca-cert.pem"), Cert: ours.Cert, Key: ours.Key}, "certificate is signed by an unknown authority: name the file"},
+		{"another name", TLS{CA: ours.CA, Cert: ours.Cert, Key: ours.Key, ServerName: "other.example"}, "is for localhost, 127.0.0.1, not for other.example"},
+		{"the system's authorities", TLS{Cert: ours.Cert, Key: ours.Key}, "certificate is signed by an unknown authority: name the file"},
 		{"no certificate of ours", TLS{CA: ours.CA}, "our certificate"},
 		{"a stranger's certificate of ours", TLS{CA: ours.CA, Cert: stranger.file("client-cert.pem"), Key: stranger.file("client-key.pem")}, "our certificate"},
 	} {
@@ -119,6 +120,26 @@ func TestTLS(t *testing.T) {
 		{"a key of another", TLS{CA: ours.CA, Cert: ours.Cert, Key: stranger.file("client-key.pem")}, "our own certificate"},
 	} {
 		t.Run(w.name, func(t *testing.T) { refused(t, Options{URI: o.URI, TLS: w.tls}, nil, w.want) })
+	}
+}
+
+// A certificate that is out of date, in a sentence, like everything else that is wrong with one.
+func TestDistrust(t *testing.T) {
+	old := x509.CertificateInvalidError{Reason: x509.Expired, Cert: &x509.Certificate{NotBefore: time.Unix(0, 0).UTC(), NotAfter: time.Unix(86400, 0).UTC()}}
+	long := &x509.Certificate{DNSNames: strings.Split(strings.Repeat("name.example ", 1000), " ")}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{old, "valid from 1970-01-01 00:00:00 to 1970-01-02 00:00:00: renew it"},
+		{x509.HostnameError{Certificate: long, Host: "h"}, "is for name.example, name.example, "},
+		{x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, "is for nobody, not for h"},
+		{x509.CertificateInvalidError{Reason: x509.TooManyIntermediates, Cert: old.Cert}, "the server's certificate: x509: too many intermediates"},
+	} {
+		got := distrust(&tls.CertificateVerificationError{Err: c.err}, "h").Error()
+		if !strings.Contains(got, c.want) || len(got) > 200 {
+			t.Errorf("%d bytes: %s; want %q", len(got), got, c.want)
+		}
 	}
 }
 
