@@ -39,7 +39,7 @@ var (
 	// ErrSize says that the size is no whole number of blocks.
 	ErrSize = errors.New("bad size")
 	// ErrKind says that it is no disk.
-	ErrKind = errors.New("it is neither a regular file nor a block device")
+	ErrKind = errors.New("it is neither a regular file nor a block device: name one of these")
 	// ErrDoubtful says that no flush succeeds any more.
 	ErrDoubtful = errors.New("what was written through the page cache could not be written to the disk, and may be lost: flushes fail until the volume is opened anew; look at the kernel's log")
 	// ErrDirect says that the file system has no O_DIRECT.

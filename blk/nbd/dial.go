@@ -35,7 +35,7 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 	}}
 	c, err := d.DialContext(ctx, s.address.network, s.address.address)
 	if err != nil {
-		return nil, reason(err)
+		return nil, unreached(reason(err), s.address.network)
 	}
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline) //nolint:errcheck // it has one
@@ -53,6 +53,18 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// unreached adds what to do where nobody listens.
+func unreached(err error, network string) error {
+	what := "host and port"
+	if network == "unix" {
+		what = "the socket's path"
+	}
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%w: start the server, or correct %s", err, what)
+	}
+	return err
 }
 
 // reason leaves out of an error of the network what the URI has said already.

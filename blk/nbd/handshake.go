@@ -19,7 +19,7 @@ var (
 	// ErrRefused is wrapped where a server does not want what it was asked for.
 	ErrRefused = errors.New("the server refuses")
 	// ErrNoExport says that the server has no export of that name.
-	ErrNoExport = errors.New("the server has no such export")
+	ErrNoExport = errors.New("the server has no such export: name one that it lists (shuntctl volume exports)")
 )
 
 // export is what a server says of an export when it is opened.

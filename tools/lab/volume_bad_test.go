@@ -42,14 +42,14 @@ func TestBadVolumes(t *testing.T) {
 	}{
 		"wrong URI":             {source: "nbd://", want: "names no host"},
 		"unknown scheme":        {source: "iscsi://192.0.2.9/x", want: `has the scheme "iscsi"`},
-		"missing export":        {source: "nbd+unix:///gone" + at, want: "no such export", waits: true},
-		"refused connection":    {source: "nbd://127.0.0.1:1/x", want: "connection refused", waits: true},
-		"missing socket":        {source: "nbd+unix:///x?socket=" + s.dir + "/none", want: "no such file", waits: true},
+		"missing export":        {source: "nbd+unix:///gone" + at, want: "no such export: name one that it lists", waits: true},
+		"refused connection":    {source: "nbd://127.0.0.1:1/x", want: "connection refused: start the server, or correct host and port", waits: true},
+		"missing socket":        {source: "nbd+unix:///x?socket=" + s.dir + "/none", want: "no such file or directory: start the server, or correct the socket's path", waits: true},
 		"read-only server":      {source: s.nbd("readonly"), want: "read-only", waits: true},
 		"wrong certificate":     {source: secure + "&tls-hostname=localhost", want: "unknown authority", waits: true},
 		"size of half a sector": {source: "file://" + s.image("short"), want: "not a multiple"},
 		"missing file":          {source: "file://" + s.image("missing"), want: "no such file"},
-		"directory":             {source: "file://" + s.dir, want: "neither a regular file nor a block device"},
+		"directory":             {source: "file://" + s.dir, want: "neither a regular file nor a block device: name one"},
 		"serial too long":       {source: "file://" + s.image("file"), more: ", serial: a-serial-of-22-bytes-x", want: "at most 20"},
 	} {
 		t.Run(name, func(t *testing.T) {
