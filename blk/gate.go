@@ -329,8 +329,13 @@ func (g *Gate) recall(r *Request, why ending) {
 	g.trunk.lane.Withdraw(r)
 }
 
-// Busy is how many requests are not done.
-func (g *Gate) Busy() int { return g.busy }
+// Busy is how many requests are not done, the gate's own flush among them.
+func (g *Gate) Busy() int {
+	if g.barrier.held.flushing {
+		return g.busy + 1
+	}
+	return g.busy
+}
 
 // Marks are what a successor has to know of writes that went this way.
 func (g *Gate) Marks() marks {
