@@ -50,6 +50,7 @@ func (t *trunk) Up(kept bool) {
 		v.note(noteUp, t.host.Worker.Index(), nil, 0)
 	}
 	if !kept {
+		t.tell((*Gate).rewrite) // what was said to be done after Down
 		v.restarted.Store(true)
 		if n := v.ledger.judge(t.page, dataplane.Clock()); n > 0 {
 			v.note(noteLoss, t.host.Worker.Index(), nil, n)
