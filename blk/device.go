@@ -296,10 +296,11 @@ func (d *Device) SetInflight(a *vhostuser.Inflight) error {
 	return nil
 }
 
-// setWriteThrough is the driver's choice.
+// setWriteThrough is the driver's choice. When it returns, no round goes on that began by another one: a driver that believes in write-through does not flush.
 func (d *Device) setWriteThrough(on bool) {
 	d.writeThrough.Store(on)
 	d.keepMode()
+	d.each(func(*Queue) {})
 }
 
 func (d *Device) keepMode() {
