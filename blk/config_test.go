@@ -164,3 +164,46 @@ func TestResize(t *testing.T) {
 		t.Errorf("capacity % x, %v", capacity, err)
 	}
 }
+
+// TestFeaturesOfBefore: a driver that negotiated with a store which could do more goes on. What this one cannot do is answered so.
+func TestFeaturesOfBefore(t *testing.T) {
+	for name, c := range map[string]struct {
+		change                 func(i *Info)
+		write, discard, zeroes status
+	}{
+		"nothing is gone":   {func(*Info) {}, statusOK, statusOK, statusOK},
+		"no discard":        {func(i *Info) { i.Discard = false }, statusOK, statusUnsup, statusOK},
+		"neither of them":   {func(i *Info) { i.Discard, i.WriteZeroes = false, false }, statusOK, statusUnsup, statusUnsup},
+		"read-only by now":  {func(i *Info) { i.ReadOnly = true }, statusIOErr, statusUnsup, statusUnsup},
+		"no lifetime":       {func(i *Info) { i.Lifetime = nil }, statusOK, statusOK, statusOK},
+		"smaller than that": {func(i *Info) { i.Size = 512 }, statusIOErr, statusIOErr, statusIOErr},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const negotiated = modern | FeatureLifetime
+			i := bedInfo
+			c.change(&i)
+			b := bare(t, negotiated, bedQueue)
+			b.gate.disk = make([]byte, bedSize)
+			b.begin(i)
+			b.drive()
+			o := b.dev.Offer()
+			if extra := negotiated &^ (o.Features | o.Accepted); extra != 0 {
+				t.Fatalf("features %#x are refused", extra)
+			}
+			b.must(b.dev.SetFeatures(negotiated))
+			b.must(b.dev.SetMemory(b.regions()))
+			b.must(b.dev.SetInflight(nil))
+			b.start(nil)
+			t.Cleanup(b.hangUp)
+			for kind, want := range map[uint32]status{typeOut: c.write, typeDiscard: c.discard, typeWriteZeroes: c.zeroes} {
+				data := zone(8, 1, 0)
+				if kind == typeOut {
+					data = make([]byte, 512)
+				}
+				if got, _ := b.do(header(kind, 8), data, 0); got != byte(want) {
+					t.Errorf("a request of type %d is answered with %d, want %d", kind, got, want)
+				}
+			}
+		})
+	}
+}
