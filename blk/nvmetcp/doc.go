@@ -24,7 +24,7 @@
 //
 // A connection that breaks, a controller that breaks the protocol, a command that neither ends nor can be aborted, and a write that was taken back before it
 // ended, all end the association: the requests of all lanes come back Lost. A new association begins only when the old one
-// can no longer execute anything (manage.go): the controller was disabled over the admin queue (CC.EN = 0), or, where that does not answer, the keep-alive
+// can no longer execute anything (fence.go): the controller was disabled over the admin queue (CC.EN = 0) and has hung up on the lanes, or, where that does not answer, the keep-alive
 // timeout has run out since the last byte we may have sent, plus the time the controller asks for to quiesce (CQT). A namespace that came back with
 // another identity, or another block size, is refused.
 //

@@ -250,25 +250,28 @@ func (l *lane) giveVectors() {
 	}
 }
 
-// bury closes the connection of a lane that is quiet. A controller that broke the protocol is told so, if what we sent last was a whole PDU.
-func (l *lane) bury() {
-	if l.fd < 0 {
-		return
+// bury ends our side of the connection of a lane that is quiet, and gives the socket away (-1: there is none). A controller that broke the protocol is told so, if what
+// we sent last was a whole PDU.
+func (l *lane) bury() (fd int) {
+	fd, l.fd = l.fd, -1
+	if fd < 0 {
+		return -1
 	}
 	var v *violation
-	if errors.As(l.why, &v) && l.current == nil && l.out.Len() == 0 {
-		unix.SetsockoptLinger(l.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
-		unix.SendmsgN(l.fd, v.termReq(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		unix.Shutdown(l.fd, unix.SHUT_WR)
-		unix.Poll([]unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLRDHUP}}, termTime) // the other side hangs up when it has read that
+	tell := errors.As(l.why, &v) && l.current == nil && l.out.Len() == 0
+	if tell {
+		unix.SendmsgN(fd, v.termReq(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	}
-	l.hangUp()
+	unix.Shutdown(fd, unix.SHUT_WR)
+	if tell {
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, termTime) // the other side hangs up when it has read that
+	}
+	return fd
 }
 
-// hangUp closes the connection. Before Linux 6.4 a registered file may outlive its slot for long, so closing is not enough.
+// hangUp closes the connection.
 func (l *lane) hangUp() {
-	unix.Shutdown(l.fd, unix.SHUT_RDWR)
-	unix.Close(l.fd)
+	cut(l.fd)
 	l.fd = -1
 }
 

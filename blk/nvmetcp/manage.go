@@ -19,7 +19,7 @@ import (
 //	    │                                      every lane: Down, its operations end, requests come back Lost
 //	    │                                                                   │
 //	    │                     ┌─ the admin queue answers: CC.EN = 0, CSTS.RDY = 0 ──────────────────────┐
-//	    └── back off ◀── fence┤                                                                         │ nothing of ours is executed
+//	    └── back off ◀── fence┤                                   and it hangs up on all lanes (fence.go) ┤ nothing of ours is executed
 //	                          └─ it does not: until the keep-alive timeout has run out at the other end ┘
 //
 // The old admin connection stays open until there is a new association. If the old controller still answers on it then, the
@@ -34,14 +34,13 @@ func (s *Store) manage(a *association) {
 			delay = 0
 		}
 		if s.isClosed() {
-			s.down(ErrClosed)
+			s.down(ErrClosed).cut()
 			a.leave()
 			return
 		}
 		s.take(nil)
 		s.set(func(st *blk.State) { st.Up, st.Why = false, why })
-		s.down(why)
-		alive, err := s.fence(a)
+		alive, err := s.fence(a, s.down(why))
 		var next *association
 		if err == nil {
 			next, err = s.reconnect(&delay)
@@ -181,8 +180,8 @@ func (s *Store) attach(a *association, l *lane, kept bool) error {
 	return err
 }
 
-// down takes every lane out of service, and returns when the kernel has nothing of theirs any more.
-func (s *Store) down(why error) {
+// down takes every lane out of service, and returns when the kernel has nothing of theirs any more: what is left is their sockets, which we send nothing on.
+func (s *Store) down(why error) (left sockets) {
 	lanes := s.open()
 	for _, l := range lanes {
 		if l.using != nil {
@@ -195,45 +194,14 @@ func (s *Store) down(why error) {
 		}
 		select {
 		case <-l.quiet:
-			l.bury()
+			if fd := l.bury(); fd >= 0 {
+				left = append(left, fd)
+			}
 		case <-s.closing: // who closes the store has closed its lanes
 		}
 		l.using = nil
 	}
-}
-
-// fence returns when nothing that the association's queues carried can be executed any more; alive: since the controller said so. An error means that the store
-// was closed.
-func (s *Store) fence(a *association) (alive bool, err error) {
-	silent := time.Now() // no lane sends any more
-	ctx, cancel := context.WithTimeout(context.Background(), s.o.ConnectTimeout)
-	defer cancel()
-	go func() {
-		select {
-		case <-s.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if err := a.reset(ctx); err == nil {
-		return true, nil
-	}
-	if last := a.admin.lastSent(); last.After(silent) {
-		silent = last
-	}
-	return false, pause(context.Background(), time.Until(silent.Add(a.grace())), s.closing)
-}
-
-// grace is after how long without a word from us the controller has ended the association, and what it carried.
-func (a *association) grace() time.Duration {
-	kato := a.kato
-	if unit := a.controller.KAS; unit > 0 {
-		kato = (kato + unit - 1) / unit * unit
-	}
-	if a.controller.Traffic {
-		kato *= 2 // a timer that finds there was traffic begins anew
-	}
-	return kato + a.controller.CQT + 100*time.Millisecond
+	return left
 }
 
 // reconnect makes attempts until one succeeds, the first after delay: none after an association that has carried anything. After another one the pauses between

@@ -122,6 +122,41 @@ func TestWithdrawWrite(t *testing.T) {
 	}
 }
 
+// Linux' target is disabled (CC.EN = 0) and goes on with what its queues had. It hangs up when that has been executed, so that is waited for, but not for ever.
+func TestWithdrawWriteLingers(t *testing.T) {
+	for _, never := range []bool{false, true} {
+		target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
+		o := options(target)
+		o.KATO = time.Minute
+		if never {
+			o.KATO, o.CommandTimeout = time.Second, 10*time.Millisecond
+		}
+		s := connect(t, o)
+		c := newWorkbench(t).open(t, s)
+		c.awaitUp()
+		fillRandom(c.memory[:8192], 4)
+		target.Hold(only(0x01))
+		j := c.job(blk.OpWrite, 0, 4096, 0)
+		c.submit(j)
+		c.await("the write is held", func() bool { return target.Held() == 1 })
+		target.Hold(nil)
+		withdrawn(t, c, j)
+		if !never {
+			time.AfterFunc(200*time.Millisecond, target.Release)
+		}
+		c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+		if n := target.Held(); n != 0 && !never {
+			t.Error("the lane is up while an older write may still be executed")
+		}
+		c.must(c.job(blk.OpWrite, 0, 4096, 4096))
+		target.Do(func() {
+			if !bytes.Equal(target.Disk()[:4096], c.memory[4096:8192]) {
+				t.Error("the newer write is not there")
+			}
+		})
+	}
+}
+
 // The target takes no bytes any more, in the midst of a write; that is taken back all the same.
 func TestWithdrawWriteStuck(t *testing.T) {
 	target := nvmetcptest.New(t, nvmetcptest.Options{MaxH2CData: 4 << 20})

@@ -41,9 +41,10 @@ func (q *Queue) command(e, data []byte) bool {
 	defer t.mu.Unlock()
 	q.controller.alive()
 	if t.hold != nil && t.hold(e) {
-		c := q.controller
+		q.holding++
 		t.held = append(t.held, func() {
-			if !c.gone && c.csts&1 != 0 {
+			q.holding--
+			if q.executes() {
 				q.io(e, data, cid)
 			}
 		})
@@ -207,7 +208,7 @@ func (q *Queue) property(e []byte, cid uint16) bool {
 		default:
 			c.csts = 0
 			for _, other := range c.queues { // a reset deletes IO queues
-				if other.ID != 0 {
+				if other.ID != 0 && !t.o.Lingers {
 					other.Conn.Close()
 				}
 			}
@@ -306,6 +307,11 @@ func (t *Target) logPage(c *controller, page byte, offset, n int) ([]byte, bool)
 // SetGeneration changes the discovery log's counter.
 func (t *Target) SetGeneration(n uint64) { t.Do(func() { t.generation = n }) }
 
+// executes tells whether the queue's commands still are, with Target.mu held.
+func (q *Queue) executes() bool {
+	return q.Target.o.Lingers || !q.controller.gone && q.controller.csts&1 != 0
+}
+
 // io executes a command of an IO queue, with Target.mu held; false: the connection ends.
 func (q *Queue) io(e, data []byte, cid uint16) bool {
 	t := q.Target
@@ -332,7 +338,7 @@ func (q *Queue) io(e, data []byte, cid uint16) bool {
 		q.answer(cid, t.disk[at:at+uint64(n)])
 	case 0x01:
 		return q.fetch(e, data, n, func(data []byte) {
-			if q.controller.gone || q.controller.csts&1 == 0 {
+			if !q.executes() {
 				return
 			}
 			copy(t.disk[at:], data)

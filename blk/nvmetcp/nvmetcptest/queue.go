@@ -23,6 +23,7 @@ type Queue struct {
 	write      sync.Mutex
 	transfers  map[uint16]*transfer // by TTAG
 	lastTag    uint16
+	holding    int // commands that are held back; guarded by Target.mu
 }
 
 // transfer is a write that waits for its data.
@@ -36,8 +37,11 @@ type transfer struct {
 // serve is the connection's life.
 func (q *Queue) serve() {
 	defer func() {
-		q.Conn.Close()
 		t := q.Target
+		for busy := t.o.Lingers; busy; time.Sleep(time.Millisecond) {
+			t.Do(func() { busy = q.holding > 0 && !t.stopping })
+		}
+		q.Conn.Close()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		delete(t.queues, q)

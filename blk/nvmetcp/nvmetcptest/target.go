@@ -59,6 +59,9 @@ type Options struct {
 	Authenticate bool
 	// NoDigests refuses digests in the handshake.
 	NoDigests bool
+	// Lingers makes a reset (CC.EN = 0) leave IO queues and what they execute alone, as Linux' target does: a queue ends when the host has ended its connection, which is
+	// closed here when all of the queue's commands have been executed.
+	Lingers bool
 	// Health is the health log; nil: all zeroes, as of a target that is software.
 	Health []byte
 }
@@ -84,6 +87,7 @@ type Target struct {
 	paused      chan struct{} // closed: go on
 	hold        func(e []byte) bool
 	held        []func()
+	stopping    bool
 	wait        sync.WaitGroup
 
 	// Commands counts by opcode what IO queues were asked; Admin what admin queues were; Aborts of the latter; Expired controllers that ended by their
@@ -133,6 +137,7 @@ func (t *Target) listen(address string) (err error) {
 		return err
 	}
 	l := t.listener
+	t.Do(func() { t.stopping = false })
 	t.wait.Go(func() {
 		for {
 			n, err := l.Accept()
@@ -178,6 +183,7 @@ func (t *Target) stop() {
 	t.listener.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.stopping = true
 	for q := range t.queues {
 		q.Conn.Close()
 	}

@@ -1,0 +1,126 @@
+package nvmetcp
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What makes sure that nothing which an association's queues carried is executed any more when there is another one:
+//
+//	lanes are quiet, their connections ended on our side ─▶ CC.EN = 0 ─┬▶ CSTS.RDY = 0 ─▶ the controller hangs up on them, too
+//	                                                                   └▶ no answer ─▶ cut them ─▶ until the keep-alive timeout has run out at the other end
+//
+// By the specification a controller that says it is disabled executes nothing of its queues. Linux' target says so at once, and what its queues have given to a disk goes on;
+// but it closes a queue's connection only when all of that has ended. So that is waited for.
+
+// silence is after how long without an answer what the lanes' sockets still hold is thrown away: a controller that has stopped could come to it at any time.
+const silence = time.Second
+
+// fence returns when nothing that the association's queues carried can be executed any more; alive: since the controller said so. An error means that the store
+// was closed.
+func (s *Store) fence(a *association, left sockets) (alive bool, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.o.ConnectTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	answer := make(chan error, 1)
+	go func() { answer <- a.reset(ctx) }()
+	waiting := false
+	select {
+	case err = <-answer:
+	case <-time.After(silence):
+		waiting = true
+	}
+	if !waiting && err == nil {
+		left.hungUp(time.Now().Add(max(a.grace(), s.o.CommandTimeout)), s.closing)
+		return true, nil
+	}
+	left.cut()
+	silent := time.Now() // the lanes send nothing any more
+	if waiting {
+		err = <-answer
+	}
+	if last := a.admin.lastSent(); last.After(silent) {
+		silent = last
+	}
+	return err == nil, pause(context.Background(), time.Until(silent.Add(a.grace())), s.closing)
+}
+
+// grace is after how long without a word from us the controller has ended the association, and what it carried.
+func (a *association) grace() time.Duration {
+	kato := a.kato
+	if unit := a.controller.KAS; unit > 0 {
+		kato = (kato + unit - 1) / unit * unit
+	}
+	if a.controller.Traffic {
+		kato *= 2 // a timer that finds there was traffic begins anew
+	}
+	return kato + a.controller.CQT + 100*time.Millisecond
+}
+
+// sockets are those of lanes that are out of service, which only the other side sends on.
+type sockets []int
+
+// hungUp waits until the other side has ended them all, but no longer than until a time or stop, and closes them.
+func (left sockets) hungUp(until time.Time, stop <-chan struct{}) {
+	defer func() { left.cut() }()
+	scratch := make([]byte, 64<<10)
+	for {
+		var poll []unix.PollFd
+		for i := 0; i < len(left); {
+			if fd := left[i]; ended(fd, scratch) {
+				cut(fd)
+				left = append(left[:i], left[i+1:]...)
+			} else {
+				poll = append(poll, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+				i++
+			}
+		}
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		if len(left) == 0 || time.Now().After(until) {
+			return
+		}
+		unix.Poll(poll, pollTime)
+	}
+}
+
+// pollTime is between two looks at whether one is still to wait, in milliseconds.
+const pollTime = 20
+
+// ended drops what has come on a socket, some of it at least, and tells whether the other side has ended it.
+func ended(fd int, scratch []byte) bool {
+	for range 64 {
+		n, _, err := unix.Recvfrom(fd, scratch, unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EAGAIN:
+			return false
+		case err == unix.EINTR:
+		case err != nil || n == 0:
+			return true
+		}
+	}
+	return false
+}
+
+func (left sockets) cut() {
+	for _, fd := range left {
+		cut(fd)
+	}
+}
+
+// cut closes a socket. Before Linux 6.4 a registered file may outlive its slot for long, so closing is not enough.
+func cut(fd int) {
+	unix.Shutdown(fd, unix.SHUT_RDWR)
+	unix.Close(fd)
+}
