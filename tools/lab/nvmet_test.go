@@ -119,6 +119,7 @@ func TestNVMeTarget(t *testing.T) {
 			}
 		}
 	})
+	t.Run("volumes", func(t *testing.T) { nvmeVolumes(t, g, at) })
 	t.Run("resize", func(t *testing.T) {
 		w := make(nvmeWatcher, 8)
 		u := openNVMe(t, nvmetcp.Options{Address: at, NQN: nvmetName, NSID: 7, Watcher: w})

@@ -1,9 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -236,6 +239,9 @@ func TestVolumeServerFilters(t *testing.T) {
 	for _, name := range []string{"slow", "late"} {
 		s.nbdkit(t, name, "--filter=delay", "file", s.image(name), "delay-read=400ms", "delay-write=400ms")
 	}
+	s.blank(t, "strict", shelfDisk)
+	s.volume("strict", s.nbd("strict"), ", quiesce: 50ms")
+	s.nbdkit(t, "strict", "--filter=blocksize-policy", "file", s.image("strict"), "blocksize-minimum=4096", "blocksize-preferred=64K", "blocksize-maximum=128K", "blocksize-error-policy=error")
 	start(t, namespace(t, "host"), "shuntd", s.config.String())
 	y, err := s.dial(t, "error", driver.Options{}).NewSync(0, 4096)
 	must(t, err)
@@ -259,6 +265,15 @@ func TestVolumeServerFilters(t *testing.T) {
 	must(t, os.Remove(wrong))
 	works(true)
 
+	strict := s.user(t, "strict", ringForms["packed"], verify.Options{})
+	if c := strict.disk.Config(); c.BlkSize != 4096 {
+		t.Errorf("a server that takes blocks of 4096 bytes is a disk of %d", c.BlkSize)
+	}
+	strict.begin(t)
+	must(t, moves(ctx, 200, strict))
+	strict.end(t) // of requests of up to 1 MiB none has failed
+	strict.checkImage(t, s.image("strict"))
+
 	for name, want := range map[string]bool{"slow": true, "late": false} {
 		y, err := s.dial(t, name, driver.Options{}).NewSync(0, 4096)
 		must(t, err)
@@ -267,6 +282,95 @@ func TestVolumeServerFilters(t *testing.T) {
 		if took := time.Since(began); (err == nil) != want || want && took < 400*time.Millisecond || ctx.Err() != nil {
 			t.Errorf("a %s write ended after %v: %v", name, took, err)
 		}
+	}
+}
+
+// TestVolumeServerLeaves: a server that is told to pause answers nothing until it is told to go on, which is waited for, or is an error, as the policy says. One that
+// exits with its last client does so when a connection breaks; what comes after it is found.
+func TestVolumeServerLeaves(t *testing.T) {
+	ctx := within(t, time.Minute)
+	s := newShelf(t, "[1]")
+	for name, more := range map[string]string{"waits": "", "fails": ", on-error: fail, timeout: 200ms"} {
+		s.blank(t, name, shelfDisk)
+		s.nbdkit(t, name, "--filter=pause", "file", s.image(name), "pause-control="+s.image(name+".pause"))
+		s.volume(name, s.nbd(name), ", quiesce: 50ms"+more)
+	}
+	s.blank(t, "last", shelfDisk)
+	s.serve(t, "last", `while :; do rm -f "$0"; nbdkit -f -U "$0" "$@"; echo >>"$0.ended"; done`, "--filter=exitlast", "file", s.image("last"))
+	last := s.behind(t, "last", ", quiesce: 50ms")
+	d := start(t, namespace(t, "host"), "shuntd", s.config.String())
+
+	data := make(map[string][]byte)
+	for name, want := range map[string]bool{"waits": true, "fails": false} {
+		y, err := s.dial(t, name, driver.Options{}).NewSync(0, 4096)
+		must(t, err)
+		data[name] = bytes.Repeat([]byte(name), 4096)[:4096]
+		_, err = y.WriteAt(data[name], 0)
+		must(t, err)
+		s.control(t, name, 'p')
+		wrote := make(chan error, 1)
+		go func() {
+			_, err := y.WriteAt(data[name], 4096)
+			wrote <- err
+		}()
+		eventually(t, ctx, "nothing is under way", func() bool { return volumeStats(t, d, name).InFlight > 0 || len(wrote) > 0 })
+		if want {
+			if len(wrote) > 0 {
+				t.Errorf("a server that pauses has answered: %v", <-wrote)
+			}
+			s.control(t, name, 'r')
+		}
+		if err := <-wrote; (err == nil) != want || err != nil && !errors.Is(err, driver.ErrStatus) {
+			t.Errorf("volume %s: a write to a server that pauses: %v", name, err)
+		}
+		if !want {
+			s.control(t, name, 'r')
+		}
+		b := make([]byte, 4096)
+		for _, err = y.ReadAt(b, 0); err != nil && !want && ctx.Err() == nil; {
+			_, err = y.ReadAt(b, 0)
+		}
+		if err != nil || !bytes.Equal(b, data[name]) {
+			t.Errorf("volume %s, when the server goes on: %v", name, err)
+		}
+	}
+
+	ended := func() int {
+		b, _ := os.ReadFile(s.image("last.nbd.ended"))
+		return len(b)
+	}
+	u := s.user(t, "last", ringForms["split"], verify.Options{MaxBytes: 64 << 10})
+	u.begin(t)
+	for range 3 {
+		must(t, moves(ctx, 20, u))
+		before := ended()
+		must(t, u.load.ServerCrash(func() error {
+			last.Cut().End()
+			eventually(t, ctx, "the server stays", func() bool { return ended() > before })
+			return nil
+		}))
+	}
+	must(t, moves(ctx, 20, u))
+	u.end(t)
+	u.check(t)
+	u.checkImage(t, s.image("last"))
+	if n := volumeStats(t, d, "last").Reconnects; n < 3 {
+		t.Errorf("%d reconnects", n)
+	}
+}
+
+// control tells a server's pause filter to pause (p) or to go on (r), and waits until it does.
+func (s *shelf) control(t *testing.T, name string, what byte) {
+	t.Helper()
+	c, err := net.Dial("unix", s.image(name+".pause"))
+	must(t, err)
+	defer c.Close()
+	must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	_, err = c.Write([]byte{what})
+	must(t, err)
+	answer := make([]byte, 1)
+	if _, err := io.ReadFull(c, answer); err != nil || answer[0] != what-'a'+'A' {
+		t.Fatalf("the pause filter answered %q: %v", answer, err)
 	}
 }
 

@@ -71,7 +71,7 @@ func (s *shelf) takenAway(t *testing.T, ctx context.Context, name string, r *pee
 	q.Kick()
 	eventually(t, ctx, "no answer comes", func() bool { return way.Held() > 0 })
 	if passes > 1<<16 { // headers and what is received elsewhere first are less
-		eventually(t, ctx, "nothing lands", func() bool { return memory[1<<12] != others })
+		eventually(t, ctx, "nothing lands", func() bool { return memory[1<<12+1] != others })
 	}
 	removed.add(t, func() error {
 		return disk.Frontend(func(f *vhostuser.Frontend) error { return f.SetMemory(regions[:1]...) })
@@ -104,13 +104,13 @@ const lateServer = `export D="$1" I="$2"; exec nbdkit -f -U "$0" eval get_size='
 		[ -z "$late" ] || touch "$D/late"'`
 
 // TestVolumeWriteLate: a server has a write that it has not carried out when its connection breaks, and carries it out later. Within the quiesce time the write is
-// done again only after that, so what is written then stays. A server that holds it for longer has the older data on its disk in the end: that is what NBD leaves
-// open, and it shows that the test sees it.
+// done again only after that, so what is written then stays; also where it was shuntd that was killed, and the next one does the write again. A server that
+// holds it for longer has the older data on its disk in the end: that is what NBD leaves open, and it shows that the test sees it.
 func TestVolumeWriteLate(t *testing.T) {
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[1]")
-	const quiesce = 500 * time.Millisecond
-	volumes := []string{"within", "beyond"}
+	const quiesce, held = time.Second, 300 * time.Millisecond
+	volumes := []string{"within", "beyond", "killed"}
 	relays := map[string]*peer.Relay{}
 	for _, name := range volumes {
 		s.blank(t, name, 1<<20)
@@ -120,16 +120,28 @@ func TestVolumeWriteLate(t *testing.T) {
 	}
 	d := start(t, namespace(t, "host"), "shuntd", s.config.String())
 	for _, name := range volumes {
-		l := &lateWrite{disk: s.dial(t, name, driver.Options{}), dir: s.image(name + ".d"), image: s.image(name)}
-		got := l.run(t, ctx, relays[name].Cut, name == "within")
-		want := map[string]byte{"within": 'B', "beyond": 'A'}[name]
-		if stats := volumeStats(t, d, name); stats.Retries == 0 || stats.Reconnects == 0 {
+		l := &lateWrite{disk: s.dial(t, name, driver.Options{Inflight: true, Reconnect: true}), dir: s.image(name + ".d"), image: s.image(name)}
+		lose := func() { relays[name].Cut().End() }
+		if name == "killed" {
+			lose = func() {
+				d.Kill()
+				must(t, d.Start(ctx))
+			}
+		}
+		want := byte('B')
+		if name != "beyond" {
+			l.held = held
+		} else {
+			want = 'A'
+		}
+		got := l.run(t, ctx, lose)
+		if stats := volumeStats(t, d, name); name != "killed" && (stats.Retries == 0 || stats.Reconnects == 0) {
 			t.Errorf("%s: %d retries, %d reconnects", name, stats.Retries, stats.Reconnects)
 		}
 		if !bytes.Equal(got, bytes.Repeat([]byte{want}, 4096)) {
-			t.Errorf("a write that a server holds %s the quiesce time: the disk has %q, want %q", name, got[:8], want)
+			t.Errorf("%s: the disk has %q at the end, want %q", name, got[:8], want)
 		}
-		t.Logf("%s the quiesce time: the first write was acknowledged after %v, the disk has %q", name, l.took.Round(time.Millisecond), got[:1])
+		t.Logf("%s: the first write was acknowledged after %v, the disk has %q at the end", name, l.took.Round(time.Millisecond), got[:1])
 	}
 }
 
@@ -137,7 +149,8 @@ func TestVolumeWriteLate(t *testing.T) {
 type lateWrite struct {
 	disk       *driver.Disk
 	dir, image string
-	took       time.Duration // of A
+	held       time.Duration // that long from the loss of the connection on; 0: until B is written
+	took       time.Duration // until A was acknowledged
 }
 
 func (l *lateWrite) file(name string) string { return filepath.Join(l.dir, name) }
@@ -149,7 +162,7 @@ func (l *lateWrite) there(name string) func() bool {
 	}
 }
 
-func (l *lateWrite) run(t *testing.T, ctx context.Context, cut func() *peer.Ways, soon bool) []byte {
+func (l *lateWrite) run(t *testing.T, ctx context.Context, lose func()) []byte {
 	t.Helper()
 	must(t, os.WriteFile(l.file("hold"), nil, 0o600))
 	y, err := l.disk.NewSync(0, 4096)
@@ -160,16 +173,19 @@ func (l *lateWrite) run(t *testing.T, ctx context.Context, cut func() *peer.Ways
 		acked <- err
 	}()
 	eventually(t, ctx, "the server does not hold the write", l.there("held"))
-	cut().End()
-	if soon {
-		must(t, os.WriteFile(l.file("go"), nil, 0o600))
+	goOn := func() { _ = os.WriteFile(l.file("go"), nil, 0o600) }
+	if l.held > 0 {
+		defer time.AfterFunc(l.held, goOn).Stop()
 	}
+	lose()
 	must(t, <-acked)
 	l.took = time.Since(began)
 	_, err = y.WriteAt(bytes.Repeat([]byte{'B'}, 4096), 0)
 	must(t, err)
 	must(t, y.Flush())
-	must(t, os.WriteFile(l.file("go"), nil, 0o600))
+	if l.held == 0 {
+		goOn()
+	}
 	eventually(t, ctx, "the server forgets the write", l.there("late"))
 	b, err := os.ReadFile(l.image)
 	must(t, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // Relay stands between clients and their server, on unix sockets or TCP, as a network does that can lose its ends:
@@ -28,6 +29,7 @@ type Ways struct {
 
 	relay            *Relay
 	clients, servers []net.Conn // under the relay's lock
+	over             atomic.Int64
 }
 
 // Way is one direction of a relay.
@@ -143,7 +145,9 @@ func (r *Relay) serve() {
 			}
 		})
 		r.all.Go(func() {
-			_ = carry(w.Answers, server, client)
+			if err := carry(w.Answers, server, client); !errors.Is(err, net.ErrClosed) {
+				w.over.Add(1)
+			}
 			client.Close()
 		})
 	}
@@ -184,6 +188,9 @@ func (w *Ways) Connections() int {
 	defer w.relay.mu.Unlock()
 	return len(w.clients)
 }
+
+// Over is how many connections their servers have ended.
+func (w *Ways) Over() int { return int(w.over.Load()) }
 
 // End has the servers of ways that were cut see the end, too.
 func (w *Ways) End() {
