@@ -56,7 +56,7 @@ func features(i *Info, queues int) uint64 {
 const (
 	// SegMax: what a queue of 128 descriptors, as QEMU makes them, holds beside header and status. Drivers without indirect tables wait for ever for room for more.
 	SegMax = 128 - 2
-	// SizeMax: a request has 15.75 MiB at most, which bounds what a store must copy to compute a digest. A driver that does not look at it may ask for more.
+	// SizeMax: a request has 15.75 MiB at most, which bounds what a store must copy to compute a digest. A driver that does not look at it may ask for more, up to maxRequest.
 	SizeMax = 128 << 10
 	// MaxRanges is how many ranges a discard or write-zeroes may have. They are copied into the request's place in its queue, 16 bytes each.
 	MaxRanges = 16
