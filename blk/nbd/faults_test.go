@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -378,6 +379,22 @@ func TestZeroes(t *testing.T) {
 	client.send(errorChunk(expect(cmdFlagFastZero|cmdFlagNoHole, 1<<20+1<<30, 1<<29), chunkDone, errnoNotSupported, ""))
 	for i := range uint64(16) {
 		client.send(none(expect(cmdFlagNoHole, 1<<20+1<<30+i*slowZeroes, slowZeroes)))
+	}
+	u.ends(a, blk.OK)
+
+	// What is not said to be quick is a request like any other, and as long at most.
+	small := newMock(t)
+	small.infos = []mockInfoReply{slices.Concat(be16(infoBlockSize), be32(512), be32(4096), be32(1<<20))}
+	small.serve()
+	u = newBench(t).use(open(t, small.options()))
+	client = small.client()
+	a = zeroes(2<<20, true)
+	client.send(none(expect(0, 1<<20, 1<<20)), none(expect(0, 2<<20, 1<<20)))
+	u.ends(a, blk.OK)
+	a = zeroes(64<<20, true)
+	client.send(errorChunk(expect(cmdFlagFastZero, 1<<20, 64<<20), chunkDone, errnoNotSupported, ""))
+	for i := range uint64(64) {
+		client.send(none(expect(0, 1<<20+i<<20, 1<<20)))
 	}
 	u.ends(a, blk.OK)
 }

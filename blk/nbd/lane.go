@@ -126,7 +126,8 @@ func (l *lane) translate(t *task) {
 		t.most = bigZeroes
 	case blk.OpWriteZeroes:
 		t.command, possible = cmdWriteZeroes, l.export.has(flagWriteZeroes)
-		t.most = slowZeroes
+		t.slow = min(slowZeroes, l.export.maximum)
+		t.most = t.slow
 		if !t.r.Unmap {
 			t.flags |= cmdFlagNoHole
 		}

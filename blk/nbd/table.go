@@ -87,6 +87,7 @@ type task struct {
 	command uint16
 	flags   uint16
 	most    uint32 // bytes a part may have
+	slow    uint32 // the same of zeroes that the server might have to write
 	share   int32  // parts it may have on their way
 	parts   int32  // parts it has on their way
 	next    uint64 // offset of what is to be cut next; the request's end: nothing
@@ -283,7 +284,7 @@ func (t *table) answered(p *part) {
 	}
 	if fast && outcome == blk.Unsupported { // it would be slow: in pieces then, each of which is answered in time
 		k.flags &^= cmdFlagFastZero
-		k.next, k.most, k.share = p.offset, slowZeroes, share
+		k.next, k.most, k.share = p.offset, k.slow, share
 		outcome = blk.OK
 	}
 	t.free(p)
