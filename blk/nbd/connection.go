@@ -52,6 +52,7 @@ func (l *lane) stand(c *link) (err error) {
 	if l.file, err = l.host.Ring.Register(c.fd); err != nil {
 		return err
 	}
+	l.host.Ring.Stop(&l.past) // it is: the keeper has waited as long
 	l.fd, l.export = c.fd, c.export
 	l.begun, l.batch, l.bounced, l.faults, l.ended = 0, 0, 0, 0, 0
 	l.dropping, l.hung, l.up = nil, false, true
@@ -90,6 +91,9 @@ func (l *lane) dropped() {
 		l.answer(nil)
 	}
 	why = fmt.Errorf("%s: %w", l.store.options.URI, why)
+	if risky {
+		l.doubt()
+	}
 	l.withdrawn.n = 0
 	l.store.isDown(l, why)
 	l.events.Down(why)
@@ -169,12 +173,12 @@ func (l *lane) release() {
 	l.host.Ring.Stop(&l.watch)
 	l.host.Ring.Stop(&l.retry)
 	l.host.Ring.Stop(&l.leave)
+	l.host.Ring.Stop(&l.past)
 	if l.next != nil {
 		l.next.close()
 		l.answer(errClosed)
 	}
-	l.store.withdrawn.Add(int64(-l.barrier))
-	l.barrier = 0
+	l.hold(0)
 	l.memory.Free() //nolint:errcheck // nothing is under way in it
 	l.memory = nil
 	l.store.forget(l)

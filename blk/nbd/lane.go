@@ -49,10 +49,11 @@ type lane struct {
 	faults             int // sends one after the other that ended in a hole of the guest's memory
 
 	watch, retry, leave uring.Timer // looks for signs of life; tries again; calls step
+	past                uring.Timer // ends doubt
 	moved               int64       // when there was a sign of life
 	quiet               int         // bytes since then
 	withdrawn           fifo        // tasks to be given back
-	barrier             int         // orphans as the store was told last, those of the last connection until there is another one
+	barrier             int         // orphans as the store was told last, those of the last connection until doubt ends
 	refused             bool        // a request was handed back
 
 	// Between connections; see keeper.go.
@@ -94,7 +95,7 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 	l.replies = replies{table: &l.table, inbox: b[headers : headers+inboxSize : headers+inboxSize]}
 	l.table.open()
 	l.send.Handler, l.recv.Handler, l.poll.Handler = l, l, l
-	l.watch.Handler, l.retry.Handler, l.leave.Handler = l, l, l
+	l.watch.Handler, l.retry.Handler, l.leave.Handler, l.past.Handler = l, l, l, l
 	return l, nil
 }
 
@@ -166,8 +167,11 @@ func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 
 // Expired hears of the timers.
 func (l *lane) Expired(t *uring.Timer) {
-	if t == &l.watch {
+	switch t {
+	case &l.watch:
 		l.look()
+	case &l.past:
+		l.hold(0)
 	}
 	l.step()
 }
@@ -209,8 +213,22 @@ func (l *lane) step() {
 // count tells the store how many commands the server may still carry out that were withdrawn.
 func (l *lane) count() {
 	if l.fd >= 0 && l.dropping == nil && l.orphans != l.barrier {
-		l.store.withdrawn.Add(int64(l.orphans - l.barrier))
-		l.barrier = l.orphans
+		l.hold(l.orphans)
+	}
+}
+
+// hold keeps all lanes from sending while n is not 0.
+func (l *lane) hold(n int) {
+	l.store.withdrawn.Add(int64(n - l.barrier))
+	l.barrier = n
+}
+
+// doubt is for a connection that broke under writes. What it has left may come back to a guest as failed, which writes anew, on another lane perhaps: so none sends before the time
+// has passed within which the server may still carry it out.
+func (l *lane) doubt() {
+	if d := l.store.options.Quiesce; d > 0 {
+		l.hold(max(l.barrier, 1))
+		l.host.Ring.Start(&l.past, d)
 	}
 }
 

@@ -166,6 +166,42 @@ func TestOverlap(t *testing.T) {
 	two.ends(newest, blk.OK)
 }
 
+// TestOverlapBroken: a connection breaks under a write, which a guest may be told has failed, and writes anew on another lane. The server may still have the first one in its hands, so
+// that waits; but not for a lane that does not come back.
+func TestOverlapBroken(t *testing.T) {
+	const quiesce = 300 * time.Millisecond
+	for _, back := range []bool{true, false} {
+		m := newMock(t)
+		m.flags |= flagMultiConn
+		m.serve()
+		o := m.options()
+		o.Quiesce = quiesce
+		s := open(t, o)
+		one, two := newBench(t).use(s), newBench(t).use(s)
+		client, other := m.client(), m.client()
+		a := ask(blk.OpWrite, 0, one.memory[:4096])
+		one.submit(a)
+		client.next()
+		if !back {
+			_ = m.listener.Close()
+		}
+		began := time.Now()
+		client.Close()
+		one.ends(a, blk.Lost)
+		newest := ask(blk.OpWrite, 0, two.memory[:4096])
+		two.submit(newest)
+		g := other.next()
+		for ; g.command == cmdRead; g = other.next() { // a sign of life is asked for
+			other.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+		}
+		if d := time.Since(began); d < quiesce {
+			t.Errorf("a write is sent %v after a connection broke under an older one", d)
+		}
+		other.send(none(g))
+		two.ends(newest, blk.OK)
+	}
+}
+
 // TestWithdrawAll takes back what is under way at a real server under load, again and again; what was not withdrawn is done, and right.
 func TestWithdrawAll(t *testing.T) {
 	_, o := nbdkit(t, "--filter=delay", "memory", "16M", "rdelay=3ms", "wdelay=3ms")
