@@ -2,10 +2,13 @@ package nbd
 
 import (
 	"errors"
+	"io"
+	"net"
 	"testing"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"golang.org/x/sys/unix"
 )
 
 // TestComesBackWithLess: a server in the place of another that has less goes on, as far as a guest can. Without what a guest cannot do without, it is not taken.
@@ -43,6 +46,34 @@ func TestComesBackWithLess(t *testing.T) {
 	}
 	if len(u.upped()) != 2 {
 		t.Error("it is up without flush")
+	}
+}
+
+// TestUnsent: when a connection ends, as it does with a process that is killed, what its server has not taken yet never gets there.
+func TestUnsent(t *testing.T) {
+	m := newMock(t)
+	m.listener.Close()
+	var err error
+	if m.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.listener.Close() })
+	m.serve()
+	s := open(t, Options{URI: "nbd://" + m.listener.Addr().String()}).(*Store)
+	client := m.client()
+	sent, b := 0, make([]byte, 64<<10)
+	for full := false; !full; {
+		n, err := unix.SendmsgN(s.spare.fd, b, nil, nil, unix.MSG_DONTWAIT)
+		if full = err == unix.EAGAIN; !full && err != nil {
+			t.Fatal(err)
+		}
+		sent += max(n, 0)
+	}
+	s.Close()
+	client.SetReadDeadline(time.Now().Add(patient))
+	came, err := io.Copy(io.Discard, client)
+	if t.Logf("%d bytes of %d came", came, sent); !errors.Is(err, unix.ECONNRESET) || came >= int64(sent) {
+		t.Errorf("%d bytes of %d came, and then %v", came, sent, err)
 	}
 }
 

@@ -66,6 +66,9 @@ func (l *lane) drop(why error) {
 		return
 	}
 	l.dropping, l.up = why, false
+	if why == errClosed || why == errReplaced { // our goodbye is to arrive
+		unix.SetsockoptLinger(l.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) //nolint:errcheck // it arrives most of the time
+	}
 	unix.Shutdown(l.fd, unix.SHUT_RDWR) //nolint:errcheck // it may be shut down already
 	l.host.Ring.Cancel(&l.send)
 	l.host.Ring.Cancel(&l.recv)

@@ -44,6 +44,9 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 			c.Close()
 			return nil, err
 		}
+		if secure == nil {
+			t.SetLinger(0) //nolint:errcheck // whatever ends us, what was not sent yet is not sent any more: the server may be busy until after others have written there
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // as above
 	n, err := greet(ctx, c, secure)
