@@ -242,12 +242,14 @@ func TestVolumesKilled(t *testing.T) {
 			users = append(users, u)
 		}
 	}
+	began := time.Now()
 	for range kills {
 		must(t, moves(ctx, 40, users...))
 		d.Kill()
 		must(t, d.Start(ctx))
 	}
 	must(t, moves(ctx, 40, users...))
+	t.Logf("%d kills, %.2f s a round", kills, time.Since(began).Seconds()/float64(kills))
 	for _, u := range users {
 		r := u.end(t)
 		if r.Reconnects == 0 { // one that died while a driver began with it does not count
@@ -289,6 +291,7 @@ func TestVolumeServersKilled(t *testing.T) {
 	for name, u := range users {
 		s.lostOnce(t, ctx, u, servers[name], strings.HasPrefix(name, "fua"))
 	}
+	began := time.Now()
 	for name, u := range users {
 		if strings.HasPrefix(name, "fua") {
 			u.load.Assume(false)
@@ -301,6 +304,7 @@ func TestVolumeServersKilled(t *testing.T) {
 		})
 	}
 	all.Wait()
+	t.Logf("%d kills of each of %d servers, %.2f s a round", kills, len(servers), time.Since(began).Seconds()/float64(kills))
 	for name, u := range users {
 		r, stats := u.end(t), volumeStats(t, d, name)
 		for i, c := range r.Ops {
