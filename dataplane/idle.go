@@ -13,7 +13,8 @@ import (
 type IdlePolicy uint8
 
 const (
-	// Adaptive polls for WorkerOptions.Spin after the last work, then sleeps.
+	// Adaptive polls for WorkerOptions.Spin after the last work, then sleeps. While others have work of the worker's and will tell when it is done (Owe), it
+	// sleeps at once, unless frames come: to poll for a disk takes a CPU and makes the disk no faster.
 	Adaptive IdlePolicy = iota
 	// Poll never sleeps: lowest latency, a whole CPU.
 	Poll
@@ -47,12 +48,16 @@ func (i *idleState) after(w *Worker, work int) {
 	case work > 0:
 		i.last = w.now
 	case i.policy == Poll:
-	case i.policy == Adaptive && w.now-i.last < i.spin:
+	case i.policy == Adaptive && w.now-i.last < i.spin && (w.owed == 0 || w.now-w.carried < i.spin):
 	default:
 		w.sleep()
 		i.last = w.now
 	}
 }
+
+// Owe counts what a source has given to others than its peers, such as requests that a disk has: n more, or fewer. Whoever has it signals a file that the worker
+// watches when it is done. Only the worker calls this.
+func (w *Worker) Owe(n int) { w.owed += n }
 
 // sleep is the one place where the sleep sequence is written:
 //

@@ -50,7 +50,9 @@ type Worker struct {
 	dirty   []*Link // links with frames in their out vector
 	batch   [Quantum]*frame.Frame
 
-	now int64 // ns since epoch, taken once a round
+	now     int64 // ns since epoch, taken once a round
+	carried int64 // when frames came last
+	owed    int   // see Owe
 
 	// To and from other workers; see crossing.go.
 	boxes     []outbox // by the other's Index
@@ -98,7 +100,7 @@ func NewWorker(o WorkerOptions) (*Worker, error) {
 	if o.Spin == 0 {
 		o.Spin = 50 * time.Microsecond
 	}
-	w := &Worker{options: o, pool: o.Pool, arrived: Link{Name: "other workers", Port: nowhere{}, Counters: &Counters{}}}
+	w := &Worker{options: o, pool: o.Pool, carried: -1 << 62, arrived: Link{Name: "other workers", Port: nowhere{}, Counters: &Counters{}}}
 	if err := w.mailbox.open(); err != nil {
 		return nil, err
 	}
@@ -174,7 +176,10 @@ func (w *Worker) Round() (work int) {
 		work += s.Poll()
 	}
 	if len(w.crossings) > 0 {
-		work += w.arrive()
+		if n := w.arrive(); n > 0 {
+			work += n
+			w.carried = w.now
+		}
 	}
 	for _, s := range w.sources {
 		s.Flush()
@@ -268,6 +273,7 @@ func (l *Link) Poll() (n int) {
 	if n == 0 {
 		return 0
 	}
+	w.carried = w.now
 	bytes := l.Counters.RxBytes.Load() - before
 	l.quantum.took(n, bytes)
 	if limit := l.Limits[In].Load(); limit != nil {
