@@ -41,8 +41,8 @@ func TestNothingAllocated(t *testing.T) {
 	})
 }
 
-// A file that the page cache holds is read without any thread of io-wq.
-func TestReadsStayOnTheWorker(t *testing.T) {
+// A file that the page cache holds is read and written without any thread of io-wq.
+func TestNoIOWorkers(t *testing.T) {
 	path, _ := makeFile(t, t.TempDir(), 4<<20)
 	s := openStore(t, path, Options{})
 	u := newBed(t, uring.Options{}).open(s)
@@ -53,6 +53,7 @@ func TestReadsStayOnTheWorker(t *testing.T) {
 	}
 	for i := range 1000 {
 		u.io(blk.OpRead, uint64(i)*4096, m)
+		u.io(blk.OpWrite, uint64(i)*4096, m)
 	}
 	after, _, err := uring.IOWorkers()
 	if err != nil || after > before {

@@ -1,12 +1,16 @@
 // Package file is a blk.Store on a regular file or a block device.
 //
 //	Lane.Submit ─┬─ buffers fit O_DIRECT, or the page cache is used ─▶ readv, writev on the guest's memory itself ─▶ Done
+//	             ├─ a write through the page cache that may wait ─▶ a thread of ours: pwritev ─▶ Done
 //	             ├─ they do not fit ─▶ a chunk of bounce memory ─▶ read, write ─▶ the next chunk ─▶ Done
 //	             ├─ flush ─▶ fdatasync
 //	             └─ discard, write zeroes ─▶ fallocate ─▶ where that is refused: the next best
 //
 // A request is one operation of the worker's io_uring, or a few in a row: the kernel may do a part of it, bounce memory holds a part of it, a file
 // system may refuse to punch holes. Each completion either begins the next operation or ends the request (lane.go).
+//
+// A write through the page cache of ext4 and most other file systems may have to wait for the disk, and the kernel has no way to ask it not to. io_uring gives such
+// writes to threads of its own, one by one; here they go to one of ours, in batches (writer.go). On XFS they stay on the ring, as reads do everywhere.
 //
 // With O_DIRECT the kernel wants buffers, lengths and offsets aligned, and says how (statx, STATX_DIOALIGN). The guest's block size becomes what offsets need;
 // what its buffers lack, bounce memory gives.

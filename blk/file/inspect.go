@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane/uring"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,6 +21,7 @@ type shape struct {
 	info   blk.Info // but for its size
 	device bool     // a block device
 	direct bool
+	waits  bool // writes wait for the disk, and are left to a thread that may
 	// What O_DIRECT wants addresses, and offsets and lengths, to be multiples of, less one.
 	memoryMask, offsetMask uint64
 }
@@ -61,6 +63,7 @@ func (s *shape) inspectFile(fd int, st *unix.Stat_t, o *Options) {
 	s.info.PhysicalBlock = block(uint32(st.Blksize), sector)
 	s.info.DiscardGranularity = s.info.PhysicalBlock
 	if !o.ReadOnly {
+		s.waits = !o.Direct && uring.WritesWait(fd)
 		size := int64(st.Blksize)
 		behind := (st.Size + size - 1) / size * size
 		s.info.Discard = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, behind, size) == nil

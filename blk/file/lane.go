@@ -26,6 +26,7 @@ type lane struct {
 	free    []int
 	stalled []int // slots whose next operation found no room in the ring
 	bounce  bounce
+	writer  *writer // nil: the ring writes
 
 	owes  bool // a request was handed back, and Room is due
 	timer uring.Timer
@@ -83,6 +84,11 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 			e.Up(true) // the kernel keeps what it was given, whoever was killed
 		}
 	})
+	if err == nil && s.shape.waits {
+		if l.writer, err = newWriter(l, s.fd, len(l.slots)); err != nil {
+			h.Worker.Do(func() { _ = l.ring.Unregister(l.file) })
+		}
+	}
 	if err != nil {
 		l.bounce.close()
 		return nil, err
@@ -104,6 +110,7 @@ func (l *lane) Submit(r *blk.Request) bool {
 	}
 	r.Slot = index
 	l.free = l.free[:len(l.free)-1]
+	l.host.Worker.Owe(1)
 	return true
 }
 
@@ -166,7 +173,27 @@ func (l *lane) resume() {
 	l.stalled = l.stalled[:copy(l.stalled, l.stalled[n:])]
 }
 
-// Completed implements uring.Handler.
+// write begins a write of the slot's vector: by the ring, or by the thread that may wait.
+func (l *lane) write(s *slot, offset uint64) bool {
+	if l.writer != nil {
+		l.writer.ask(s.op.Tag, s.vector, int64(offset), stable(s.r))
+		return true
+	}
+	return l.ring.Writev(&s.op, l.file, s.vector, int64(offset), stable(s.r))
+}
+
+// written takes what the writer has done. The slot of a request that was taken back from it is free again now that it has passed it over.
+func (l *lane) written(index int, res int32) {
+	s := &l.slots[index]
+	if s.r != nil {
+		s.op.Handler.Completed(&s.op, res, 0)
+		return
+	}
+	l.vacate(s)
+	l.room()
+}
+
+// Completed implements uring.Handler, also for what the writer did.
 func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 	s := &l.slots[op.Tag]
 	if outcome, ended := l.judge(s, res); ended {
@@ -279,10 +306,16 @@ func (l *lane) doubt(s *slot, errno unix.Errno) {
 // end gives the slot back and tells who submitted the request, who may submit the next one at once.
 func (l *lane) end(s *slot, o blk.Outcome) {
 	r := s.r
+	l.vacate(s)
+	l.host.Worker.Owe(-1)
+	r.Handler.Done(r, o)
+}
+
+// vacate makes the slot free.
+func (l *lane) vacate(s *slot) {
 	l.release(s)
 	s.r = nil
 	l.free = append(l.free, s.op.Tag)
-	r.Handler.Done(r, o)
 }
 
 // release gives back what a request had.
@@ -307,6 +340,12 @@ func (l *lane) Withdraw(r *blk.Request) {
 	if l.ring.Cancel(&s.op) {
 		return
 	}
+	if l.writer != nil && l.writer.takeBack(r.Slot) {
+		s.r = nil // and written frees the slot
+		l.host.Worker.Owe(-1)
+		r.Handler.Done(r, blk.Withdrawn)
+		return
+	}
 	for i, index := range l.stalled {
 		if index == r.Slot {
 			l.stalled = append(l.stalled[:i], l.stalled[i+1:]...)
@@ -326,6 +365,12 @@ func (l *lane) Flush() {
 // Close implements blk.Lane.
 func (l *lane) Close() {
 	l.ring.Stop(&l.timer)
+	if l.writer != nil {
+		l.writer.close()
+		for i := range l.slots {
+			l.release(&l.slots[i]) // what was taken back, and not yet passed over
+		}
+	}
 	_ = l.ring.Unregister(l.file)
 	l.bounce.close()
 	l.store.gone()

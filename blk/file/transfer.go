@@ -54,11 +54,11 @@ func (l *lane) transfer(s *slot) bool {
 		}
 		v.Add(part)
 	}
-	offset := int64(r.Offset + s.done)
+	offset := r.Offset + s.done
 	if r.Op == blk.OpRead {
-		return l.ring.Readv(&s.op, l.file, v, offset)
+		return l.ring.Readv(&s.op, l.file, v, int64(offset))
 	}
-	return l.ring.Writev(&s.op, l.file, v, offset, stable(r))
+	return l.write(s, offset)
 }
 
 // stable is the flag of a write that must be on stable storage when it is done.

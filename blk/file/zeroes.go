@@ -72,5 +72,5 @@ func (l *lane) writeZeroes(s *slot) bool {
 		s.vector.Add(zeroes[:n])
 		left -= n
 	}
-	return l.ring.Writev(&s.op, l.file, s.vector, int64(s.r.Offset+s.done), stable(s.r))
+	return l.write(s, s.r.Offset+s.done)
 }

@@ -14,6 +14,7 @@ type Vector struct {
 	bytes       int     // in them
 	class       int
 	lent        bool
+	own         *shm.Mapping // of one that is no ring's
 }
 
 // MaxVector is the longest vector there is (UIO_MAXIOV).
@@ -48,19 +49,45 @@ func (p *vectors) open(n int) (err error) {
 	for class, length := range lengths {
 		p.free[class] = make([]*Vector, 0, count(class))
 		for range count(class) {
-			header, err := shm.View[msghdr](rest, 1)
-			if err != nil {
-				return err
-			}
-			iovecs, err := shm.View[iovec](rest[sizeofMsghdr:], length)
+			v, err := newVector(rest, length, class)
 			if err != nil {
 				return err
 			}
 			rest = rest[sizeofMsghdr+length*sizeofIovec:]
-			p.free[class] = append(p.free[class], &Vector{iovecs: iovecs, header: &header[0], class: class})
+			p.free[class] = append(p.free[class], v)
 		}
 	}
 	return nil
+}
+
+// NewVector makes one of n buffers at most that is no ring's, and so may be anybody's: it is closed, and not given to Free.
+func NewVector(n int) (*Vector, error) {
+	m, err := shm.Map(shm.MapOptions{FD: -1, Length: sizeofMsghdr + n*sizeofIovec})
+	if err != nil {
+		return nil, err
+	}
+	v, err := newVector(m.Bytes(), n, 0)
+	if err != nil {
+		return nil, errors.Join(err, m.Free())
+	}
+	v.own = m
+	return v, nil
+}
+
+// Close frees a vector that is no ring's.
+func (v *Vector) Close() error { return v.own.Free() }
+
+// newVector makes one of the beginning of some memory.
+func newVector(b []byte, length, class int) (*Vector, error) {
+	header, err := shm.View[msghdr](b, 1)
+	if err != nil {
+		return nil, err
+	}
+	iovecs, err := shm.View[iovec](b[sizeofMsghdr:], length)
+	if err != nil {
+		return nil, err
+	}
+	return &Vector{iovecs: iovecs, header: &header[0], class: class}, nil
 }
 
 func (p *vectors) close() error {
@@ -118,6 +145,16 @@ func (v *Vector) Add(b []byte) bool {
 	v.iovecs[v.last] = iovec{base: at, len: uint64(len(b))}
 	v.last++
 	v.bytes += len(b)
+	return true
+}
+
+// Append appends what another vector has left; false, and nothing happened, if there is no room.
+func (v *Vector) Append(w *Vector) bool {
+	if v.last+w.last-w.first > len(v.iovecs) {
+		return false
+	}
+	v.last += copy(v.iovecs[v.last:], w.iovecs[w.first:w.last])
+	v.bytes += w.bytes
 	return true
 }
 
