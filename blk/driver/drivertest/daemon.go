@@ -93,11 +93,10 @@ func (s *StorageDaemon) Restart() error {
 		"--export", fmt.Sprintf("type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=%s,writable=%s,num-queues=%d,logical-block-size=%d",
 			s.Socket, onOff(!s.o.ReadOnly), s.o.Queues, s.o.BlockSize))
 	s.cmd.Stdout, s.cmd.Stderr = s.o.Log, s.o.Log
-	if err := s.cmd.Start(); err != nil {
+	var err error
+	if s.done, err = Launch(s.cmd); err != nil {
 		return fmt.Errorf("start %s: %w", Program, err)
 	}
-	s.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) { _ = cmd.Wait(); close(done) }(s.cmd, s.done)
 	return nil
 }
 

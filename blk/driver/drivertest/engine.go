@@ -94,6 +94,9 @@ func (e *Engine) configChanged() {
 	}
 }
 
+// startLimit is how long a worker may take to begin.
+const startLimit = 10 * time.Second
+
 // frames that a worker must have, though no frame comes here.
 const frames = 64
 
@@ -134,6 +137,9 @@ func (e *Engine) work() (err error) {
 				fmt.Fprintln(os.Stderr, "drivertest: worker:", err)
 			}
 		})
+		for end := time.Now().Add(startLimit); w.Stats().Rounds.Load() == 0 && time.Now().Before(end); { // until it runs, Do is done here, where its ring is not
+			time.Sleep(50 * time.Microsecond)
+		}
 	}
 	return nil
 }

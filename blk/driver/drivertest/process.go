@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"syscall"
 )
 
 // childVariable has what an Engine in a process of its own is to be, as JSON.
@@ -20,6 +22,7 @@ func Child() {
 	var o EngineOptions
 	err := json.Unmarshal([]byte(s), &o)
 	if err == nil {
+		runtime.GOMAXPROCS(max(o.Workers, 1) + 2) // as the daemon does
 		_, err = StartEngine(o)
 	}
 	if err != nil {
@@ -51,12 +54,33 @@ func (p *Process) Restart() error {
 	p.cmd = exec.Command("/proc/self/exe")
 	p.cmd.Env = append(os.Environ(), childVariable+"="+string(b))
 	p.cmd.Stdout, p.cmd.Stderr = os.Stderr, os.Stderr
-	if err := p.cmd.Start(); err != nil {
+	if p.done, err = Launch(p.cmd); err != nil {
 		return fmt.Errorf("start an engine: %w", err)
 	}
-	p.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) { _ = cmd.Wait(); close(done) }(p.cmd, p.done)
 	return nil
+}
+
+// Launch starts a command that is killed when this process ends, however that ends; done is closed when the command has.
+func Launch(cmd *exec.Cmd) (done chan struct{}, err error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	done = make(chan struct{})
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the signal comes when the thread has ended that started the command
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return done, nil
 }
 
 // PID is its process.
