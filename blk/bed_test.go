@@ -57,7 +57,9 @@ func (g *ram) answer(o Outcome) {
 		o = g.fail
 	}
 	if o == OK {
-		g.perform(g.waiting[i])
+		if g.perform(g.waiting[i]); g.waiting[i].Op == OpWrite {
+			g.marks.written = max(g.marks.flushed, 1) // of the epoch that no flush covers
+		}
 	}
 	g.end(i, o)
 }
@@ -66,7 +68,10 @@ func (g *ram) Busy() int { return len(g.waiting) }
 
 func (g *ram) Marks() marks { return g.marks }
 
-func (g *ram) Inherit(lost bool) { g.inherited = append(g.inherited, lost) }
+func (g *ram) Inherit(lost bool) {
+	g.inherited = append(g.inherited, lost)
+	g.marks.written, g.marks.flushed = 1, 1
+}
 
 func (g *ram) end(i int, o Outcome) {
 	r := g.waiting[i]

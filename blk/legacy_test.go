@@ -191,11 +191,12 @@ func TestInherit(t *testing.T) {
 	if !slices.Equal(h.gate.inherited, []bool{false}) {
 		t.Errorf("inherited %v", h.gate.inherited)
 	}
-	// The same process again.
-	h.gate.marks = marks{written: 20, flushed: 20}
-	h.round()
-	h.dead()
-	h.process(nil)
+	// The front-end gives the area once more.
+	h.gate.inherited = nil
+	base, err := h.dev.StopVring(0)
+	h.must(err)
+	h.must(h.dev.SetInflight(h.area))
+	h.start(&base)
 	if len(h.gate.inherited) > 0 {
 		t.Error("inherited from itself")
 	}

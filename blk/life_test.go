@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"testing"
+	"time"
 
+	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/virtq"
 	"golang.org/x/sys/unix"
@@ -24,6 +26,9 @@ type life struct {
 	restarts int
 	resumed  int
 	given    int // given back by stops
+
+	begun   map[uint64]bool // offsets that the store of a dead process was to write
+	doubted int             // of them that came again
 }
 
 type written struct {
@@ -34,7 +39,8 @@ type written struct {
 const lifeRing = 8
 
 func newLife(t testing.TB, features, seed uint64) *life {
-	l := &life{bed: bare(t, FeatureVersion1|FeatureIndirect|FeatureFlush|features, lifeRing), rng: rand.New(rand.NewPCG(seed, 0)), sent: map[uint16]written{}}
+	l := &life{bed: bare(t, FeatureVersion1|FeatureIndirect|FeatureFlush|features, lifeRing), rng: rand.New(rand.NewPCG(seed, 0)), sent: map[uint16]written{},
+		begun: map[uint64]bool{}}
 	l.disk = make([]byte, bedSize)
 	area, fd, err := vhostuser.NewInflight(1, lifeRing, features&FeaturePacked != 0)
 	l.must(err)
@@ -50,7 +56,9 @@ func newLife(t testing.TB, features, seed uint64) *life {
 // process is a new one, up to where its ring runs.
 func (l *life) process(base *uint32) {
 	l.gate = &ram{disk: l.disk, hold: true, order: l.rng.IntN}
-	l.begin(bedInfo)
+	i := bedInfo
+	i.Quiesce = time.Hour
+	l.begin(i)
 	l.connect()
 	l.start(base)
 }
@@ -58,6 +66,7 @@ func (l *life) process(base *uint32) {
 // dead is the end of one, which does nothing any more. Of what its store had been given, some is done all the same.
 func (l *life) dead() {
 	for _, r := range l.gate.waiting {
+		l.begun[r.Offset] = true
 		if l.rng.IntN(2) == 0 {
 			l.gate.perform(r)
 		}
@@ -66,6 +75,11 @@ func (l *life) dead() {
 	l.resumed += int(q.stats.Resumed.Load())
 	l.given += int(q.stats.GivenBack.Load())
 	q.run = nil
+	if l.area != nil { // the next process is another one
+		if own := legacyOf(l.area, 0, l.features&FeaturePacked != 0); own.process == process {
+			own.process += uint64(l.restarts) + 1
+		}
+	}
 	l.dev.area = nil
 	l.dev.Disconnected()
 	if l.restarts++; l.rng.IntN(2) == 0 {
@@ -154,7 +168,16 @@ func (l *life) act() {
 func (l *life) restart() {
 	l.process(nil)
 	l.round()
+	if l.answered > 0 && len(l.gate.inherited) == 0 {
+		l.Fatalf("%d writes were answered and never flushed, and the next process does not know", l.answered)
+	}
 	for i, r := range l.gate.waiting {
+		if l.begun[r.Offset] {
+			l.doubted++
+			if r.After < dataplane.Clock() {
+				l.Fatalf("request %d may go though the store may still do it for a dead process", r.Offset/512)
+			}
+		}
 		if i > 0 && r.Offset < l.gate.waiting[i-1].Offset {
 			l.Fatalf("request %d came before %d", l.gate.waiting[i-1].Offset/512, r.Offset/512)
 		}
@@ -190,7 +213,7 @@ const lifeActs = 60
 func TestKilledBetweenRounds(t *testing.T) {
 	for ring, bit := range rings {
 		t.Run(ring, func(t *testing.T) {
-			resumed, given, seeds := 0, 0, uint64(40)
+			resumed, given, doubted, seeds := 0, 0, 0, uint64(40)
 			if testing.Short() {
 				seeds = 4
 			}
@@ -204,9 +227,9 @@ func TestKilledBetweenRounds(t *testing.T) {
 					}
 				}
 				l.finish()
-				resumed, given = resumed+l.resumed, given+l.given
+				resumed, given, doubted = resumed+l.resumed, given+l.given, doubted+l.doubted
 			}
-			if t.Logf("%d resumed, %d given back", resumed, given); resumed == 0 || given == 0 {
+			if t.Logf("%d resumed, %d of them fenced, %d given back", resumed, doubted, given); resumed == 0 || given == 0 || doubted == 0 {
 				t.Error("nothing was under way")
 			}
 		})
