@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/lab/daemon"
 	"github.com/shuntio/shunt/tools/lab/netlab"
@@ -396,7 +397,7 @@ func xdpToGuest(port string) func(tally, uint64, uint64) []stage {
 // a generic one's are dropped behind its back.
 func untaken(c tally, lost uint64) stage {
 	came := c["host up0 rx_dropped"]
-	if mask := os.Getenv("SHUNT_MASK"); strings.Contains(mask, "all") || strings.Contains(mask, "xdp-native") {
+	if xdpMode() == bpf.Generic {
 		came += lost
 	}
 	return stage{"what the device says the socket did not take", came, []uint64{lost}}

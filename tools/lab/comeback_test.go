@@ -34,9 +34,9 @@ func TestInterfaceComesBack(t *testing.T) {
 
 	s.join(t, "up0")
 	s.status(t, "with interface", func(u control.UplinkStatus, _ control.NetworkStatus) bool {
-		return u.State == control.StateUp && u.XDP == "native"
+		return u.State == control.StateUp && u.XDP == xdpMode().String()
 	})
-	s.logs(t, `msg="uplink back in service" uplink=up0 interface=up0 xdp=native`)
+	s.logs(t, `msg="uplink back in service" uplink=up0 interface=up0 xdp=`+xdpMode().String())
 	s.goesOn(t)
 	again := counters(t, s.d, control.KindUplink, "up0")
 	if again.RxPackets <= gone.RxPackets || again.TxPackets <= gone.TxPackets || again.More["xdp-redirect-station"] <= gone.More["xdp-redirect-station"] {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -257,6 +258,9 @@ func flatQueues(t *testing.T, ctx context.Context, queues int) {
 		}
 		if err := p.Close(); err != nil {
 			t.Error(err)
+		}
+		if xdpMode() == bpf.Generic {
+			continue // the device does not count what its program did not see
 		}
 		for q, n := range byQueue(t, f.host, "up0", queues) {
 			if n -= before[q]; n < each/queues/4 {

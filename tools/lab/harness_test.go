@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/lab/daemon"
 	"github.com/shuntio/shunt/tools/lab/guest"
@@ -86,6 +87,14 @@ func wire(t *testing.T, a, b netlab.End) {
 	for _, end := range []netlab.End{a, b} {
 		run(t, end.Namespace, "ethtool", "-K", end.Name, "tx", "off", "tso", "off", "gso", "off")
 	}
+}
+
+// xdpMode is in which mode XDP programs run on devices that have both.
+func xdpMode() bpf.Mode {
+	if mask := os.Getenv("SHUNT_MASK"); strings.Contains(mask, "all") || strings.Contains(mask, "xdp-native") {
+		return bpf.Generic
+	}
+	return bpf.Native
 }
 
 // run runs a program that must succeed.
