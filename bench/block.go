@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -42,13 +43,18 @@ func BlockCells() (all []BlockCell) {
 	return all
 }
 
-// BlockPeer is a process that serves a disk over vhost-user-blk; or, if it has no Socket, fio on a File.
+// BlockPeer is a process that serves a disk over vhost-user-blk; or, if it has no Socket, fio on a File, or on the export that NBD is the URI of.
 type BlockPeer struct {
 	Name   string
 	Socket string
 	PID    int
 	File   string
 	Direct bool
+	NBD    string
+	// Store: not fio, but our own client of NBD by itself, on a worker in this process.
+	Store bool
+	// Server is the process behind the peer that has the disk; zero: there is none.
+	Server int
 }
 
 // BlockOptions configure Block; zero values are good.
@@ -74,11 +80,23 @@ type BlockResult struct {
 	Requests uint64
 	Elapsed  time.Duration
 	CPU      time.Duration
-	Latency  driver.Histogram
+	// Server is the same of the peer's server.
+	Server  time.Duration
+	Latency driver.Histogram
+
+	turns []float64 // the rate of each
 }
 
 // Rate is in requests a second.
 func (r *BlockResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
+
+// Median is the rate of the middle one of the turns: what an outlier does not change.
+func (r *BlockResult) Median() float64 {
+	if len(r.turns) == 0 {
+		return 0
+	}
+	return slices.Sorted(slices.Values(r.turns))[len(r.turns)/2]
+}
 
 // PerCPU is in requests a second of CPU time; zero: the time was too short to tell.
 func (r *BlockResult) PerCPU() float64 {
@@ -97,9 +115,7 @@ func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockR
 	var rigs []*blockRig
 	defer func() {
 		for _, r := range rigs {
-			if r.disk != nil {
-				err = errors.Join(err, r.disk.Close())
-			}
+			err = errors.Join(err, r.close())
 		}
 	}()
 	for _, p := range peers {
@@ -117,7 +133,7 @@ func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockR
 					return nil, err
 				}
 				results[j].Cell, results[j].Peer = cell, r.peer.Name
-				if err := r.measure(ctx, o, i, &results[j]); err != nil {
+				if err := r.turn(ctx, o, i, &results[j]); err != nil {
 					return nil, fmt.Errorf("%s: %v: %w", r.peer.Name, cell, err)
 				}
 			}
@@ -132,9 +148,23 @@ type blockRig struct {
 	peer  BlockPeer
 	disk  *driver.Disk
 	loads []*driver.Load // by cell
+	store *storeRig
+}
+
+func (r *blockRig) close() error {
+	switch {
+	case r.disk != nil:
+		return r.disk.Close()
+	case r.store != nil:
+		return r.store.close()
+	}
+	return nil
 }
 
 func newBlockRig(ctx context.Context, o BlockOptions, p BlockPeer) (*blockRig, error) {
+	if p.Store {
+		return nbdRig(ctx, o, p)
+	}
 	if p.Socket == "" {
 		return &blockRig{peer: p}, nil
 	}
@@ -167,8 +197,35 @@ func newBlockRig(ctx context.Context, o BlockOptions, p BlockPeer) (*blockRig, e
 	return r, nil
 }
 
-// measure is one turn.
+// turn is one peer's.
+func (r *blockRig) turn(ctx context.Context, o BlockOptions, cell int, to *BlockResult) error {
+	was := *to
+	if r.peer.Server != 0 {
+		began, err := processTime(r.peer.Server)
+		if err != nil {
+			return err
+		}
+		to.Server -= began
+	}
+	if err := r.measure(ctx, o, cell, to); err != nil {
+		return err
+	}
+	if r.peer.Server != 0 {
+		ended, err := processTime(r.peer.Server)
+		if err != nil {
+			return err
+		}
+		to.Server += ended
+	}
+	to.turns = append(to.turns, float64(to.Requests-was.Requests)/(to.Elapsed-was.Elapsed).Seconds())
+	return nil
+}
+
+// measure puts the load on.
 func (r *blockRig) measure(ctx context.Context, o BlockOptions, cell int, to *BlockResult) error {
+	if r.store != nil {
+		return r.store.measure(o, o.Cells[cell], to)
+	}
 	if r.disk == nil {
 		return fio(ctx, o, o.Cells[cell], r.peer, to)
 	}

@@ -143,6 +143,9 @@ func blockMetrics(all []BlockResult, peers int) (m []Metric) {
 		r, first := &all[i], &all[i/peers*peers]
 		name := fmt.Sprintf("%v %s", r.Cell, r.Peer)
 		m = append(m, Metric{name, "kIOPS", r.Rate() / 1e3, +1}, Metric{name + " per CPU", "kIOPS", r.PerCPU() / 1e3, +1})
+		if r.Server > 0 {
+			m = append(m, Metric{name + " server", "us", float64(r.Server.Microseconds()) / float64(max(r.Requests, 1)), 0})
+		}
 		if r != first && r.PerCPU() > 0 {
 			m = append(m, Metric{fmt.Sprintf("%v %s : %s per CPU", r.Cell, first.Peer, r.Peer), "", first.PerCPU() / r.PerCPU(), +1})
 		}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,7 +15,17 @@ type fioResult struct {
 	Jobs []struct {
 		Read  fioSide `json:"read"`
 		Write fioSide `json:"write"`
+		// Of the job's thread: per cent of its time, in ms.
+		User    float64 `json:"usr_cpu"`
+		System  float64 `json:"sys_cpu"`
+		Runtime int64   `json:"job_runtime"`
 	} `json:"jobs"`
+}
+
+// busy is the CPU time of the job's thread.
+func (r *fioResult) busy() time.Duration {
+	j := &r.Jobs[0]
+	return time.Duration((j.User + j.System) / 100 * float64(j.Runtime) * float64(time.Millisecond))
 }
 
 type fioSide struct {
@@ -22,23 +33,35 @@ type fioSide struct {
 	Runtime  int64  `json:"runtime"` // ms
 }
 
-// fio puts the load of a cell on a file by itself, with io_uring and no virtqueue: what a program reaches that has the file to itself. Its CPU time is
+// fio puts the load of a cell on a file by itself, with io_uring, or on an export, with libnbd, and no virtqueue: what a program reaches that has the file to itself. Its CPU time is
 // that of the process with the kernel's threads, less what a run with a single request takes: what fio says itself leaves io-wq out.
+// libnbd has no threads but the job's, so there fio is believed.
 func fio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, to *BlockResult) error {
-	idle, err := runFio(ctx, o, cell, p, "--number_ios=1", &BlockResult{})
+	if p.NBD != "" {
+		r, _, err := runFio(ctx, o, cell, p, "--time_based", to)
+		if err == nil {
+			to.CPU += r.busy()
+		}
+		return err
+	}
+	_, idle, err := runFio(ctx, o, cell, p, "--number_ios=1", &BlockResult{})
 	if err != nil {
 		return err
 	}
-	all, err := runFio(ctx, o, cell, p, "--time_based", to)
+	_, all, err := runFio(ctx, o, cell, p, "--time_based", to)
 	to.CPU += max(all-idle, 0)
 	return err
 }
 
-func runFio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, limit string, to *BlockResult) (cpu time.Duration, err error) {
+func runFio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, limit string, to *BlockResult) (r *fioResult, cpu time.Duration, err error) {
 	mode := map[bool]string{false: "rand", true: ""}[cell.Sequential] + map[bool]string{false: "read", true: "write"}[cell.Write]
-	args := []string{"--name=shunt", "--output-format=json", "--ioengine=io_uring", "--thread", limit, "--invalidate=0", "--fallocate=none",
-		"--filename=" + p.File, "--rw=" + mode, "--bs=" + strconv.Itoa(cell.Bytes), "--iodepth=" + strconv.Itoa(cell.Depth),
-		fmt.Sprintf("--runtime=%dms", o.Duration.Milliseconds()), fmt.Sprintf("--cpus_allowed=%d", o.WorkerCPU)}
+	args := []string{"--name=shunt", "--output-format=json", "--thread", limit, "--rw=" + mode, "--bs=" + strconv.Itoa(cell.Bytes),
+		"--iodepth=" + strconv.Itoa(cell.Depth), fmt.Sprintf("--runtime=%dms", o.Duration.Milliseconds()), fmt.Sprintf("--cpus_allowed=%d", o.WorkerCPU)}
+	if p.NBD != "" {
+		args = append(args, "--ioengine=nbd", "--uri="+p.NBD)
+	} else {
+		args = append(args, "--ioengine=io_uring", "--filename="+p.File, "--invalidate=0", "--fallocate=none")
+	}
 	if o.Span > 0 {
 		args = append(args, fmt.Sprintf("--size=%d", o.Span))
 	}
@@ -48,11 +71,12 @@ func runFio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, li
 	cmd := exec.CommandContext(ctx, "fio", args...)
 	out, err := cmd.Output()
 	if err != nil {
-		return 0, fmt.Errorf("fio: %w", err)
+		return nil, 0, fmt.Errorf("fio: %w", err)
 	}
-	var r fioResult
-	if err := json.Unmarshal(out, &r); err != nil || len(r.Jobs) != 1 {
-		return 0, fmt.Errorf("fio's report: %d jobs, %w", len(r.Jobs), err)
+	out = out[max(bytes.IndexByte(out, '{'), 0):] // engines say things before it
+	r = new(fioResult)
+	if err := json.Unmarshal(out, r); err != nil || len(r.Jobs) != 1 {
+		return nil, 0, fmt.Errorf("fio's report: %d jobs, %w", len(r.Jobs), err)
 	}
 	side := &r.Jobs[0].Read
 	if cell.Write {
@@ -60,5 +84,5 @@ func runFio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, li
 	}
 	to.Requests += side.Requests
 	to.Elapsed += time.Duration(side.Runtime) * time.Millisecond
-	return cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
+	return r, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }

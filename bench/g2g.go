@@ -187,7 +187,8 @@ type engine struct {
 // frames of one worker: the vectors of a round, with room for what waits in rings.
 const engineFrames = 8192
 
-func newEngine(cpu int, idle dataplane.IdlePolicy) (*engine, error) {
+// newEngine makes one that does also on its thread, before anything else, what start says.
+func newEngine(cpu int, idle dataplane.IdlePolicy, start ...func() error) (*engine, error) {
 	mapping, err := shm.Map(shm.MapOptions{FD: -1, Length: engineFrames * frame.ChunkSize, Populate: true})
 	if err != nil {
 		return nil, err
@@ -203,6 +204,11 @@ func newEngine(cpu int, idle dataplane.IdlePolicy) (*engine, error) {
 	e := &engine{memory: mapping}
 	e.worker, err = dataplane.NewWorker(dataplane.WorkerOptions{Pool: pool, Idle: idle, Start: func() error {
 		e.thread.Store(int64(unix.Gettid()))
+		for _, fn := range start {
+			if err := fn(); err != nil {
+				return err
+			}
+		}
 		return pinning.Apply(cpu)
 	}})
 	return e, err

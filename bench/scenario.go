@@ -48,7 +48,7 @@ type Report struct {
 
 // Scenarios are all there are, by name.
 func Scenarios() []Scenario {
-	all := append(blockScenarios(), []Scenario{
+	all := append(slices.Concat(blockScenarios(), nbdScenarios()), []Scenario{
 		{"guest-to-guest", "one guest sends to another on the same host, through the switch", guestToGuest(GuestToGuestOptions{})},
 		{"guest-to-guest-both", "two guests on the same host send to each other", guestToGuest(GuestToGuestOptions{Both: true})},
 		{"guest-to-guest-packed", "guest-to-guest with packed rings", guestToGuest(GuestToGuestOptions{Packed: true})},

@@ -1,6 +1,7 @@
 package drivertest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/blk/file"
+	"github.com/shuntio/shunt/blk/nbd"
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -20,14 +22,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EngineOptions configure an Engine. Socket must be set, and File or Size.
+// EngineOptions configure an Engine. Socket must be set, and File, NBD or Size.
 type EngineOptions struct {
 	Socket string
 	// File is the image. Empty: Size bytes in memory; Null keeps none of them.
 	File   string
 	Direct bool
-	Size   uint64
-	Null   bool
+	// NBD is the URI of an export that the disk is instead.
+	NBD  string
+	Size uint64
+	Null bool
 	// Queues is how many the device offers, Workers how many threads they are shared out to. Zero: 1.
 	Queues, Workers int
 	// Idle is the workers' policy.
@@ -44,7 +48,7 @@ type EngineOptions struct {
 type Engine struct {
 	Volume *blk.Volume
 	Device *blk.Device
-	// Store is the one in memory; nil: it is a file.
+	// Store is the one in memory; nil: it is a file, or an export.
 	Store *blktest.Store
 
 	o       EngineOptions
@@ -145,6 +149,9 @@ func (e *Engine) work() (err error) {
 }
 
 func (e *Engine) open(w blk.Watcher) (blk.Store, error) {
+	if e.o.NBD != "" {
+		return nbd.Open(context.Background(), nbd.Options{URI: e.o.NBD, Watcher: w})
+	}
 	if e.o.File == "" {
 		e.Store = blktest.New(blktest.Options{Size: e.o.Size, Null: e.o.Null, Delay: e.o.Delay, Jitter: e.o.Delay, Watcher: w})
 		return e.Store, nil
