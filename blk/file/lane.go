@@ -22,6 +22,10 @@ type lane struct {
 	events blk.Events
 	file   uring.File
 
+	// What takes a thread of io-wq; see turn.go.
+	syncs, fallocates turn
+	witness           uring.File // the same file, for fdatasync
+
 	slots   []slot
 	free    []int
 	stalled []int // slots whose next operation found no room in the ring
@@ -67,7 +71,8 @@ const maxRetries = 16
 
 func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 	l := &lane{store: s, host: h, ring: h.Ring, events: e, slots: make([]slot, s.options.Depth),
-		free: make([]int, s.options.Depth), stalled: make([]int, 0, s.options.Depth)}
+		free: make([]int, s.options.Depth), stalled: make([]int, 0, s.options.Depth),
+		syncs: newTurn(s.options.Depth), fallocates: newTurn(s.options.Depth)}
 	l.timer.Handler = l
 	for i := range l.slots {
 		l.slots[i].op = uring.Op{Handler: l, Tag: i}
@@ -81,12 +86,13 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 	var err error
 	h.Worker.Do(func() {
 		if l.file, err = l.ring.Register(s.fd); err == nil {
+			l.registerWitness()
 			e.Up(true) // the kernel keeps what it was given, whoever was killed
 		}
 	})
 	if err == nil && s.shape.waits {
 		if l.writer, err = newWriter(l, s.fd, len(l.slots)); err != nil {
-			h.Worker.Do(func() { _ = l.ring.Unregister(l.file) })
+			h.Worker.Do(l.unregister)
 		}
 	}
 	if err != nil {
@@ -147,10 +153,8 @@ func (l *lane) step(s *slot) bool {
 		return l.transfer(s)
 	case writingZeroes:
 		return l.writeZeroes(s)
-	case flushing, syncing:
-		return l.ring.Fsync(&s.op, l.file, true)
 	}
-	return l.fallocate(s)
+	return l.inTurn(s)
 }
 
 // again begins the next operation now, or when there is room.
@@ -196,12 +200,20 @@ func (l *lane) written(index int, res int32) {
 // Completed implements uring.Handler, also for what the writer did.
 func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 	s := &l.slots[op.Tag]
+	t, off := l.leave(s), s.withdrawn
+	if l.take(s, res); t != nil {
+		l.next(t, res, off)
+	}
+	l.room()
+}
+
+// take takes the result of a slot's operation.
+func (l *lane) take(s *slot, res int32) {
 	if outcome, ended := l.judge(s, res); ended {
 		l.end(s, outcome)
 	} else {
 		l.again(s)
 	}
-	l.room()
 }
 
 // room tells that there is some, if somebody waits for it.
@@ -346,12 +358,10 @@ func (l *lane) Withdraw(r *blk.Request) {
 		r.Handler.Done(r, blk.Withdrawn)
 		return
 	}
-	for i, index := range l.stalled {
-		if index == r.Slot {
-			l.stalled = append(l.stalled[:i], l.stalled[i+1:]...)
-			l.end(s, blk.Withdrawn)
-			return
-		}
+	t := l.turn(s)
+	if without(&l.stalled, r.Slot) || without(&t.waiting, r.Slot) || without(&t.along, r.Slot) {
+		l.end(s, blk.Withdrawn)
+		l.begin(t) // it may have been this one's turn
 	}
 }
 
@@ -371,7 +381,7 @@ func (l *lane) Close() {
 			l.release(&l.slots[i]) // what was taken back, and not yet passed over
 		}
 	}
-	_ = l.ring.Unregister(l.file)
+	l.unregister()
 	l.bounce.close()
 	l.store.gone()
 }
