@@ -3,6 +3,9 @@ package blk
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
 	"math"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -17,6 +20,7 @@ import (
 //	                                chains of a dead process are given back and not taken yet, or wait for that time to pass
 //	killed with writes unflushed    they are unflushed writes of the successor's, too: if the store has been restarted, the next flush fails. written and flushed
 //	                                are epochs of the ledger; the newest flush of all rings counts
+//	killed, and the disk exchanged  requests under way are for another disk: they are not done
 //
 // A guest's front-end can write anything here, and harm nobody but the guest.
 type legacy struct {
@@ -25,6 +29,7 @@ type legacy struct {
 	written uint64 // epoch of the last write that was acknowledged on the ring's lane
 	flushed uint64 // writes of earlier epochs are stable, on all lanes
 	lost    uint64 // 1: the store has lost writes, and the guest was not told yet
+	disk    uint64 // a hash of the disk's name; 0: it has none
 }
 
 // unknownEpoch is later than all flushes.
@@ -47,14 +52,32 @@ func legacyOf(area *vhostuser.Inflight, queue int, packed bool) *legacy {
 	return new(legacy)
 }
 
+// errOtherDisk says that what a guest has under way is not for the disk that there is.
+var errOtherDisk = errors.New("the guest's requests under way are for another disk than the one that is at the source now")
+
+// name is the hash of a disk's name.
+func (i *Info) name() uint64 {
+	if i.Identity == "" {
+		return 0
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(i.Identity))
+	return h.Sum64()
+}
+
 // inherit reads what a process before this one has left, of all rings, and acts on it. On a worker, before the first ring is started.
-func (d *Device) inherit(q *Queue, packed bool) {
+func (d *Device) inherit(q *Queue, packed bool) error {
 	var left []legacy
+	info := d.disk.Load().info
+	name := info.name()
 	for i := range d.area.Queues {
 		l := legacyOf(d.area, i, packed)
-		was := legacy{shm.Load64(&l.process), shm.Load64(&l.doubt), shm.Load64(&l.written), shm.Load64(&l.flushed), shm.Load64(&l.lost)}
+		was := legacy{shm.Load64(&l.process), shm.Load64(&l.doubt), shm.Load64(&l.written), shm.Load64(&l.flushed), shm.Load64(&l.lost), shm.Load64(&l.disk)}
 		if was.process != 0 && was.process != process {
 			left = append(left, was)
+		}
+		if was.process != 0 && was.disk != 0 && name != 0 && was.disk != name {
+			return fmt.Errorf("%w (%s): give it the one that was there before, or reset the guest", errOtherDisk, info.Identity)
 		}
 	}
 	flushed := make(map[uint64]uint64) // of each process: several may have died one after the other
@@ -72,6 +95,8 @@ func (d *Device) inherit(q *Queue, packed bool) {
 	if unflushed {
 		q.gate.Inherit(lost)
 	}
+	d.unread = false
+	return nil
 }
 
 // fence holds writes back until none of a process before this one can be carried out any more. When that died is not known, but it was when the front-end came to us.
@@ -94,6 +119,8 @@ func (r *run) adopt(l *legacy) {
 	shm.Store64(&l.flushed, 0)
 	step()
 	shm.Store64(&l.process, process)
+	step()
+	shm.Store64(&l.disk, r.queue.device.disk.Load().info.name())
 	step()
 	r.marks = marks{written: unknownEpoch, lost: shm.Load64(&l.lost) != 0}
 	r.bequeath()

@@ -1,6 +1,7 @@
 package blk
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -201,4 +202,34 @@ func TestInherit(t *testing.T) {
 		t.Error("inherited from itself")
 	}
 	h.dead()
+}
+
+// TestOtherDisk: what a guest had under way is not done on another disk, which has a name of its own; on one without a name it is.
+func TestOtherDisk(t *testing.T) {
+	h := heir{newLife(t, 0, 1)}
+	begin := func(name string) error {
+		h.gate = &ram{disk: h.disk, hold: true}
+		i := bedInfo
+		i.Identity = name
+		h.begin(i)
+		h.connect()
+		return h.dev.StartVring(h.vring(nil))
+	}
+	h.must(begin("this"))
+	h.round()
+	h.request(typeOut)
+	h.dead()
+	for range 2 {
+		if err := begin("that"); !errors.Is(err, errOtherDisk) {
+			t.Fatal(err)
+		}
+		h.dead()
+	}
+	for _, name := range []string{"this", "", "that"} {
+		h.must(begin(name))
+		if h.round(); len(h.gate.waiting) != 1 {
+			t.Errorf("%d requests came", len(h.gate.waiting))
+		}
+		h.dead()
+	}
 }

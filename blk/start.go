@@ -50,8 +50,10 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 	}
 	q.opening = d.area
 	if d.unread {
-		d.unread = false
-		d.inherit(q, packed)
+		if err := d.inherit(q, packed); err != nil {
+			q.opening = nil
+			return err
+		}
 	}
 	r.adopt(legacyOf(d.area, c.Index, packed))
 	notes, base, resumed, err := openInflight(d.area, c.Index, l, size, packed, told)

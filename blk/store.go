@@ -91,6 +91,8 @@ type Info struct {
 	Quiesce time.Duration
 	// Lifetime is how much of a solid state device is used up, in the units of virtio 1.2, 5.2.6 (GET_LIFETIME); nil: the store does not know.
 	Lifetime *Lifetime
+	// Identity names the disk among all there are, wherever it is reached. Empty: the store knows no such name.
+	Identity string
 	// Describe is one line about the store for people: what answered, and how.
 	Describe string
 }

@@ -170,8 +170,12 @@ func formatUUID(u [16]byte) string {
 // info is the store's face of a namespace.
 func (n namespaceData) info(c controllerData) blk.Info {
 	block := uint32(1) << n.Shift
+	name := ""
+	if n.identity != (identity{}) {
+		name = n.identity.String()
+	}
 	return blk.Info{
-		Size: n.Blocks << n.Shift, BlockSize: block, PhysicalBlock: max(n.Physical, block), OptimalIO: max(n.Optimal, block),
+		Identity: name, Size: n.Blocks << n.Shift, BlockSize: block, PhysicalBlock: max(n.Physical, block), OptimalIO: max(n.Optimal, block),
 		DiscardGranularity: max(n.Granule, block), Flush: c.VolatileCache, FUA: true, Discard: c.DSM, WriteZeroes: c.WriteZeroes,
 		ReadOnly: n.ReadOnly, Rotational: n.Rotational,
 	}
