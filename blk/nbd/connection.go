@@ -53,7 +53,7 @@ func (l *lane) stand(c *link) (err error) {
 		return err
 	}
 	l.host.Ring.Stop(&l.past) // it is: the keeper has waited as long
-	l.fd, l.export = c.fd, c.export
+	l.fd, l.export, l.abort = c.fd, c.export, c.abort
 	l.begun, l.batch, l.bounced, l.faults, l.ended = 0, 0, 0, 0, 0
 	l.dropping, l.hung, l.up = nil, false, true
 	l.replies.begin(c.export.structured)
@@ -66,8 +66,11 @@ func (l *lane) drop(why error) {
 		return
 	}
 	l.dropping, l.up = why, false
-	if why == errClosed || why == errReplaced { // our goodbye is to arrive
+	switch {
+	case why == errClosed || why == errReplaced: // our goodbye is to arrive
 		unix.SetsockoptLinger(l.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) //nolint:errcheck // it arrives most of the time
+	case l.abort != nil:
+		l.abort()
 	}
 	unix.Shutdown(l.fd, unix.SHUT_RDWR) //nolint:errcheck // it may be shut down already
 	l.host.Ring.Cancel(&l.send)

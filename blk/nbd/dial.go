@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,8 @@ import (
 type link struct {
 	fd     int // a plain socket that blocks, as io_uring needs it
 	export *export
+	// abort ends what stands behind the socket, and what it has still to send; nil: nothing does.
+	abort func()
 }
 
 func (c *link) close() { unix.Close(c.fd) }
@@ -44,9 +47,7 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 			c.Close()
 			return nil, err
 		}
-		if secure == nil {
-			t.SetLinger(0) //nolint:errcheck // whatever ends us, what was not sent yet is not sent any more: the server may be busy until after others have written there
-		}
+		t.SetLinger(0) //nolint:errcheck // whatever ends us, what was not sent yet is not sent any more: the server may be busy until after others have written there
 	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // as above
 	n, err := greet(ctx, c, secure)
@@ -112,6 +113,9 @@ func (s *Store) connect(ctx context.Context) (*link, error) {
 		return nil, s.say(ctx, err)
 	}
 	c := &link{export: e}
+	if secure, ok := n.Conn.(*tls.Conn); ok {
+		c.abort = func() { secure.NetConn().Close() } // not its own Close, which waits
+	}
 	if c.fd, err = n.detach(); err != nil {
 		return nil, s.say(ctx, err)
 	}
@@ -130,8 +134,7 @@ func (s *Store) say(ctx context.Context, err error) error {
 
 // detach takes the socket out of Go's hands; with TLS, the end of a pump that stands before it.
 func (n *session) detach() (int, error) {
-	if n.encrypted {
-		c := n.Conn
+	if c, ok := n.Conn.(*tls.Conn); ok {
 		c.SetDeadline(time.Time{}) //nolint:errcheck // none is left
 		n.Conn = taken{c}          // the pump's from now on
 		return pump(c)

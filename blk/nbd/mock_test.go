@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -23,6 +24,7 @@ type mock struct {
 	plain    bool            // no structured replies
 	clients  chan *mockConn  // that have come to the transmission phase
 	infos    []mockInfoReply // beside the size
+	secure   *tls.Config     // with STARTTLS
 	mu       sync.Mutex      // of what change changes, from serve on
 }
 
@@ -121,6 +123,9 @@ func (m *mock) greet(c net.Conn) {
 			return
 		}
 		switch option {
+		case optStartTLS:
+			c.Write(optReply(option, repAck))
+			c = tls.Server(c, m.secure)
 		case optStructuredReply:
 			if plain {
 				c.Write(optReply(option, repErrUnsup))
@@ -423,13 +428,18 @@ func TestChunks(t *testing.T) {
 func (c *mockConn) full(b []byte) (int, error) { return io.ReadFull(c, b) }
 
 // outstanding is how much of what was sent the other end has not read.
-func outstanding(tb testing.TB, c net.Conn) (n int) {
+func outstanding(tb testing.TB, c net.Conn) (n int) { return queue(tb, c, unix.SIOCOUTQ) }
+
+// unread is how much of what the other end has sent was not read.
+func unread(tb testing.TB, c net.Conn) (n int) { return queue(tb, c, unix.SIOCINQ) }
+
+func queue(tb testing.TB, c net.Conn, which uint) (n int) {
 	tb.Helper()
 	raw, err := c.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if e := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil || err != nil {
+	if e := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), which) }); e != nil || err != nil {
 		tb.Fatal(e, err)
 	}
 	return n

@@ -102,8 +102,9 @@ const pumpBuffer = 128 << 10
 //	lane ── socketpair ── pump: two goroutines ── tls.Conn ── TCP ── server
 //
 // so that a lane has a plain socket always, and cryptography is no work of a worker's. What a guest may still write to while it is sent has been copied by
-// the socketpair before it is encrypted. It returns the lane's end. When one side ends, both do.
-func pump(c net.Conn) (int, error) {
+// the socketpair before it is encrypted. It returns the lane's end. When one side ends, both do: the lane's in peace, since a lane that gives a connection up aborts it first. What is
+// between the two then goes nowhere, or a server that has stopped could come to it at any time.
+func pump(c *tls.Conn) (int, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("socketpair of a TLS connection: %w", err)
@@ -125,7 +126,10 @@ func pump(c net.Conn) (int, error) {
 	move := func(to, from net.Conn) {
 		defer end()
 		// Only Read and Write, or the runtime would splice where nothing can be spliced.
-		io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pumpBuffer)) //nolint:errcheck // the lane sees the end
+		_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pumpBuffer))
+		if t, ok := c.NetConn().(*net.TCPConn); ok && err == nil && from == ours {
+			t.SetLinger(-1) //nolint:errcheck // the lane's goodbye arrives most of the time
+		}
 	}
 	go move(ours, c)
 	go move(c, ours)
