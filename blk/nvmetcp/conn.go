@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ func dial(ctx context.Context, o *Options) (*conn, error) {
 	var d net.Dialer
 	n, err := d.DialContext(ctx, "tcp", o.Address)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the NVMe/TCP controller: %w", err)
+		return nil, fmt.Errorf("connect to the NVMe/TCP controller at %s: %w", o.Address, unreached(err))
 	}
 	c := &conn{TCPConn: n.(*net.TCPConn)}
 	c.SetLinger(0) // whatever ends us, what was not sent yet is not sent any more
@@ -32,6 +33,22 @@ func dial(ctx context.Context, o *Options) (*conn, error) {
 		return nil, fmt.Errorf("NVMe/TCP handshake with %s: %w", o.Address, explain(err))
 	}
 	return c, nil
+}
+
+// unreached leaves out of an error of the network what was said already, and adds what to do where nobody listens.
+func unreached(err error) error {
+	var e *net.OpError
+	if errors.As(err, &e) && e.Err != nil {
+		err = e.Err
+	}
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		err = call.Err
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("%w: start it, or correct host and port", err)
+	}
+	return err
 }
 
 // bounded lets ctx's end end what the connection waits for, until the function it returns is called.

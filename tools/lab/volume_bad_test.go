@@ -44,6 +44,7 @@ func TestBadVolumes(t *testing.T) {
 		"unknown scheme":        {source: "iscsi://192.0.2.9/x", want: `has the scheme "iscsi"`},
 		"missing export":        {source: "nbd+unix:///gone" + at, want: "no such export: name one that it lists", waits: true},
 		"refused connection":    {source: "nbd://127.0.0.1:1/x", want: "connection refused: start the server, or correct host and port", waits: true},
+		"refused by a host":     {source: "nvme+tcp://127.0.0.1:1/nqn.2014-08.org.example:x?nsid=1", want: "connection refused: start it, or correct host and port", waits: true},
 		"missing socket":        {source: "nbd+unix:///x?socket=" + s.dir + "/none", want: "no such file or directory: start the server, or correct the socket's path", waits: true},
 		"read-only server":      {source: s.nbd("readonly"), want: "read-only", waits: true},
 		"wrong certificate":     {source: secure + "&tls-hostname=localhost", want: "unknown authority", waits: true},

@@ -31,7 +31,7 @@ func (k *checker) volumes() {
 		k.volumeSocket(at, v)
 		k.source(at, v)
 		if len(v.Serial) > MaxSerial {
-			k.fail(at+".serial", "%s has %d bytes: a disk's serial number has at most %d", quote(v.Serial), len(v.Serial), MaxSerial)
+			k.fail(at+".serial", "%s has %d bytes: a disk's serial number has at most %d: make it shorter", quote(v.Serial), len(v.Serial), MaxSerial)
 		} else if strings.ContainsRune(v.Serial, 0) {
 			k.fail(at+".serial", "%s has a byte of zero, where a serial number ends", quote(v.Serial))
 		}
