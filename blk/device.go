@@ -21,6 +21,8 @@ type Device struct {
 	changed func()
 	state   atomic.Pointer[DeviceState]
 
+	number uint64 // see legacy
+
 	disk         atomic.Pointer[limits] // what requests are judged by
 	writeThrough atomic.Bool            // by the driver's choice, or since there is nothing to flush
 	left         atomic.Int32           // runs that were stopped and have requests at the store
@@ -107,7 +109,7 @@ func NewDevice(o DeviceOptions) (*Device, error) {
 
 // init is what is left to do when the queues have workers and gates.
 func (d *Device) init(i Info, serial string, grace func()) {
-	d.serial, d.drain = serial, drainTime
+	d.serial, d.drain, d.number = serial, drainTime, number()
 	d.memory = vhostuser.Memory{Use: d.useMemory, Grace: grace}
 	if grace == nil {
 		d.memory.Grace = func() { d.each(func(*Queue) {}) }

@@ -22,10 +22,12 @@ import (
 //	                                are epochs of the ledger; the newest flush of all rings counts
 //	killed, and the disk exchanged  requests under way are for another disk: they are not done
 //
+// Where a volume is taken away and comes again in one process, its devices are strangers to each other all the same.
+//
 // A guest's front-end can write anything here, and harm nobody but the guest.
 type legacy struct {
-	process uint64 // who wrote this; 0: nobody has
-	doubt   uint64 // 1: if the process is gone, writes may be under way that have no mark
+	device  uint64 // that wrote this; 0: none has
+	doubt   uint64 // 1: if that device is gone, writes may be under way that have no mark
 	written uint64 // epoch of the last write that was acknowledged on the ring's lane
 	flushed uint64 // writes of earlier epochs are stable, on all lanes
 	lost    uint64 // 1: the store has lost writes, and the guest was not told yet
@@ -35,12 +37,12 @@ type legacy struct {
 // unknownEpoch is later than all flushes.
 const unknownEpoch = math.MaxUint64
 
-// process is a number that no other process has.
-var process = func() uint64 {
+// number is one that no other device has, of this or any process.
+func number() uint64 {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return max(binary.NativeEndian.Uint64(b[:]), 1)
-}()
+}
 
 // legacyOf finds a ring's. One of our own memory stands in where the area has none.
 func legacyOf(area *vhostuser.Inflight, queue int, packed bool) *legacy {
@@ -72,24 +74,24 @@ func (d *Device) inherit(q *Queue, packed bool) error {
 	name := info.name()
 	for i := range d.area.Queues {
 		l := legacyOf(d.area, i, packed)
-		was := legacy{shm.Load64(&l.process), shm.Load64(&l.doubt), shm.Load64(&l.written), shm.Load64(&l.flushed), shm.Load64(&l.lost), shm.Load64(&l.disk)}
-		if was.process != 0 && was.process != process {
+		was := legacy{shm.Load64(&l.device), shm.Load64(&l.doubt), shm.Load64(&l.written), shm.Load64(&l.flushed), shm.Load64(&l.lost), shm.Load64(&l.disk)}
+		if was.device != 0 && was.device != d.number {
 			left = append(left, was)
 		}
-		if was.process != 0 && was.disk != 0 && name != 0 && was.disk != name {
+		if was.device != 0 && was.disk != 0 && name != 0 && was.disk != name {
 			return fmt.Errorf("%w (%s): give it the one that was there before, or reset the guest", errOtherDisk, info.Identity)
 		}
 	}
-	flushed := make(map[uint64]uint64) // of each process: several may have died one after the other
+	flushed := make(map[uint64]uint64) // of each device: several may have died one after the other
 	for _, l := range left {
-		flushed[l.process] = max(flushed[l.process], l.flushed)
+		flushed[l.device] = max(flushed[l.device], l.flushed)
 	}
 	unflushed, lost := false, false
 	for _, l := range left {
 		if l.doubt != 0 {
 			d.fence()
 		}
-		unflushed = unflushed || l.written != 0 && l.written >= flushed[l.process]
+		unflushed = unflushed || l.written != 0 && l.written >= flushed[l.device]
 		lost = lost || l.lost != 0
 	}
 	if unflushed {
@@ -118,7 +120,7 @@ func (r *run) adopt(l *legacy) {
 	step()
 	shm.Store64(&l.flushed, 0)
 	step()
-	shm.Store64(&l.process, process)
+	shm.Store64(&l.device, r.queue.device.number)
 	step()
 	shm.Store64(&l.disk, r.queue.device.disk.Load().info.name())
 	step()

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/shm"
 )
 
 // heir is a life whose store goes on with writes of a dead process for an hour.
@@ -69,9 +68,6 @@ func (h heir) answer() {
 
 func (h heir) own() *legacy { return legacyOf(h.area, 0, h.features&FeaturePacked != 0) }
 
-// stranger makes what this process left that of another one.
-func (h heir) stranger() { shm.Store64(&h.own().process, process+1) }
-
 // TestFence: after a process with writes under way no write goes to the store until those can no longer be carried out; reads do. With nothing but reads under way nothing waits.
 func TestFence(t *testing.T) {
 	for ring, bit := range rings {
@@ -80,7 +76,6 @@ func TestFence(t *testing.T) {
 			h.held(h.request(typeIn), false)
 			h.held(h.request(typeOut), false)
 			h.dead()
-			h.stranger()
 			h.process(nil)
 			if n := len(h.gate.waiting); n != 2 {
 				t.Fatalf("%d requests came back", n)
@@ -111,7 +106,6 @@ func TestFence(t *testing.T) {
 
 			// Killed before that is over, with nothing under way: the next one waits as long.
 			h.dead()
-			h.stranger()
 			h.process(nil)
 			h.held(h.request(typeOut), true)
 
@@ -122,13 +116,11 @@ func TestFence(t *testing.T) {
 				t.Error("there is doubt though the store has nothing of a dead process")
 			}
 			h.dead()
-			h.stranger()
 			h.process(nil)
 			h.held(h.request(typeOut), false)
 			h.answer()
 			h.held(h.request(typeIn), false)
 			h.dead()
-			h.stranger()
 			h.process(nil)
 			h.held(h.request(typeOut), false)
 			h.dead()
@@ -138,18 +130,19 @@ func TestFence(t *testing.T) {
 
 // TestFenceOfGivenBack: chains that were given back to the ring when the process ended are fenced like those under way.
 func TestFenceOfGivenBack(t *testing.T) {
-	h := newHeir(t, 0)
-	h.request(typeOut)
-	base, err := h.dev.StopVring(0)
-	h.must(err)
-	h.dead()
-	h.stranger()
-	h.process(&base)
-	if len(h.gate.waiting) != 1 {
-		t.Fatalf("%d requests came", len(h.gate.waiting))
+	for kind, fenced := range map[uint32]bool{typeOut: true, typeIn: false} {
+		h := newHeir(t, 0)
+		h.request(kind)
+		base, err := h.dev.StopVring(0)
+		h.must(err)
+		h.dead()
+		h.process(&base)
+		if len(h.gate.waiting) != 1 {
+			t.Fatalf("%d requests came", len(h.gate.waiting))
+		}
+		h.held(h.request(typeOut), fenced)
+		h.dead()
 	}
-	h.held(h.gate.waiting[0], true)
-	h.dead()
 }
 
 // TestInherit: unflushed writes of a process are its successor's, those of a ring as of any other, and of one that died before it had done anything.
@@ -159,7 +152,6 @@ func TestInherit(t *testing.T) {
 		t.Helper()
 		h.round()
 		h.dead()
-		h.stranger()
 		h.process(nil)
 		if !slices.Equal(h.gate.inherited, want) {
 			t.Errorf("inherited %v, want %v", h.gate.inherited, want)
@@ -187,7 +179,6 @@ func TestInherit(t *testing.T) {
 	l := h.own()
 	l.written = unknownEpoch
 	h.dead()
-	h.stranger()
 	h.process(nil)
 	if !slices.Equal(h.gate.inherited, []bool{false}) {
 		t.Errorf("inherited %v", h.gate.inherited)

@@ -75,11 +75,6 @@ func (l *life) dead() {
 	l.resumed += int(q.stats.Resumed.Load())
 	l.given += int(q.stats.GivenBack.Load())
 	q.run = nil
-	if l.area != nil { // the next process is another one
-		if own := legacyOf(l.area, 0, l.features&FeaturePacked != 0); own.process == process {
-			own.process += uint64(l.restarts) + 1
-		}
-	}
 	l.dev.area = nil
 	l.dev.Disconnected()
 	if l.restarts++; l.rng.IntN(2) == 0 {

@@ -264,10 +264,10 @@ func (r *run) unwatch() {
 	}
 }
 
-// underWay tells whether any chain was taken that is not answered.
-func (r *run) underWay() bool {
+// writing tells whether a write was taken that is not answered.
+func (r *run) writing() bool {
 	for i := range r.slots {
-		if s := r.slots[i].state; s == atGate || s == withdrawn {
+		if s := &r.slots[i]; (s.state == atGate || s.state == withdrawn) && s.Op.writes() {
 			return true
 		}
 	}

@@ -103,7 +103,7 @@ func (q *Queue) letGo() {
 	if r.failed {
 		return
 	}
-	if r.underWay() {
+	if r.writing() {
 		r.suspect()
 	}
 	n, err := r.notes.giveBack(r.ring.UsedBase())
