@@ -114,3 +114,29 @@ func TestBackoff(t *testing.T) {
 		t.Errorf("after a connection that has answered it waits %v", d)
 	}
 }
+
+// A server stops for longer than Quiesce, with a write in its socket. When it goes on it has that and our next connection at once, so the time counts from then.
+func TestComesBackFromStop(t *testing.T) {
+	const quiesce = 300 * time.Millisecond
+	m := newMock(t).serve()
+	o := m.options()
+	o.Timeout, o.Quiesce = 100*time.Millisecond, quiesce
+	u := newBench(t).use(open(t, o))
+	old := m.client()
+	var goesOn time.Time
+	m.change(func() { // nobody is greeted
+		a := ask(blk.OpWrite, 0, u.memory[:4096])
+		u.submit(a)
+		u.ends(a, blk.Lost)
+		time.Sleep(2 * quiesce)
+		goesOn = time.Now()
+	})
+	m.client()
+	u.await("the lane", func() bool { return len(u.ups) == 2 })
+	if d := time.Since(goesOn); d < quiesce {
+		t.Errorf("the lane is up %v after a server goes on that had stopped with a write", d)
+	}
+	if g := old.next(); g.command != cmdWrite {
+		t.Errorf("%+v", g)
+	}
+}

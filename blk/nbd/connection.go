@@ -96,6 +96,7 @@ func (l *lane) dropped() {
 		c.close()
 		l.answer(nil)
 	}
+	stopped := l.export.encrypted || !errors.Is(why, errHungUp) && !errors.Is(why, unix.ECONNRESET) && !errors.Is(why, unix.EPIPE)
 	why = fmt.Errorf("%s: %w", l.store.options.URI, why)
 	if risky {
 		l.doubt()
@@ -108,7 +109,7 @@ func (l *lane) dropped() {
 			l.finish(t, t.afterwards())
 		}
 	}
-	l.store.keep(l, nil, risky)
+	l.store.keep(l, nil, ending{risky: risky, stopped: stopped})
 }
 
 // clear forgets the connection and all that was on its way, and tells whether any of that changes the disk.

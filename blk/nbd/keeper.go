@@ -41,16 +41,23 @@ func (s *Store) isUp(l *lane) {
 
 func (s *Store) isDown(l *lane, why error) { l.status.Store(&status{why: why, since: time.Now()}) }
 
-// keep gets a lane a connection, or gives it the one there is. risky: when the last one broke, commands were on their way that change the disk.
-func (s *Store) keep(l *lane, c *link, risky bool) {
-	broken := time.Now()
+// ending is how a lane's last connection ended. risky: commands were on their way that change the disk. stopped: the server did not end it, and may have stopped, to read them
+// when it goes on.
+type ending struct {
+	at             time.Time
+	risky, stopped bool
+}
+
+// keep gets a lane a connection, or gives it the one there is.
+func (s *Store) keep(l *lane, c *link, last ending) {
+	last.at = time.Now()
 	first := !l.opened
 	if l.carried {
 		l.carried, l.backoff = false, 0
 	}
 	go func() { // the backoff's owner until the lane has a connection
 		for c != nil || rest(l.ctx, l.backoff.next()) {
-			err := s.provide(l, c, broken, risky, first)
+			err := s.provide(l, c, last, first)
 			if err == nil || errors.Is(err, errClosed) {
 				return
 			}
@@ -84,7 +91,7 @@ func rest(ctx context.Context, d time.Duration) bool {
 }
 
 // provide tries once. A connection that is not attached is closed.
-func (s *Store) provide(l *lane, c *link, broken time.Time, risky, first bool) (err error) {
+func (s *Store) provide(l *lane, c *link, last ending, first bool) (err error) {
 	if c == nil {
 		if c, err = s.connect(l.ctx); err != nil {
 			return err
@@ -99,10 +106,14 @@ func (s *Store) provide(l *lane, c *link, broken time.Time, risky, first bool) (
 	if err != nil {
 		return err
 	}
-	if risky && s.options.Quiesce > 0 && !rest(l.ctx, time.Until(broken.Add(s.options.Quiesce))) {
+	since := last.at
+	if last.stopped {
+		since = time.Now() // it lives
+	}
+	if last.risky && s.options.Quiesce > 0 && !rest(l.ctx, time.Until(since.Add(s.options.Quiesce))) {
 		return l.ctx.Err()
 	}
-	kept := first || s.witnessed(l, broken) // the first one's past is the volume's business: blk.VolumeOptions.Restarted
+	kept := first || s.witnessed(l, last.at) // the first one's past is the volume's business: blk.VolumeOptions.Restarted
 	s.learned(i)
 	err = errClosed
 	l.host.Worker.Do(func() { err = l.attach(c, kept) })

@@ -22,8 +22,8 @@ type Options struct {
 	// Timeout is how long a server may be silent while it owes answers, and a quarter of how long it may owe a single one, before the connection is given
 	// up. Zero: 30 s.
 	Timeout time.Duration
-	// Quiesce is how long after a connection broke that had writes on their way a lane takes requests again at the earliest; after the end of a process that had some,
-	// the next one writes (blk.Info). NBD cannot tell a server to
+	// Quiesce is how long after a connection broke that had writes on their way a lane takes requests again at the earliest. Where the server did not end it, it may have stopped:
+	// then it counts from when it goes on. After the end of a process that had some the next one waits as long (blk.Info). NBD cannot tell a server to
 	// forget what it was asked on another connection: one that is alive, and has kept a write for longer than this, could still carry it out
 	// after newer ones. So it is to be longer than the server ever takes for a request. Zero: 2 s; negative: none.
 	Quiesce time.Duration
@@ -207,7 +207,7 @@ func (s *Store) Open(h blk.Host, e blk.Events) (blk.Lane, error) {
 	c := s.spare
 	s.spare = nil
 	s.lanes = append(s.lanes, l)
-	s.keep(l, c, false)
+	s.keep(l, c, ending{})
 	return l, nil
 }
 
