@@ -13,7 +13,8 @@
 //
 // What NBD cannot do shapes the rest. It has no way to take a command back, nor to tell a server to forget a connection's commands. So what is withdrawn stays as an
 // orphan until the server has answered, and as long as there are orphans that write nothing new is sent; and after a connection has broken under
-// writes a stated time passes before the next one is used, or any other (Options.Quiesce). What remains: a server that is cut off, alive, and holds a write
+// writes a stated time passes before the next one is used, or any other (Options.Quiesce); where a process was killed under writes, before the next one writes
+// (blk.Info). What remains: a server that is cut off, alive, and holds a write
 // for longer than that may carry it out after a newer one to the same blocks. Nor has it a way to show that a server is still the one that it was: only
 // where another connection to it has lived through the break is that known, and told to Events.Up as kept.
 //

@@ -25,7 +25,8 @@
 // A connection that breaks, a controller that breaks the protocol, a command that neither ends nor can be aborted, and a write that was taken back before it
 // ended, all end the association: the requests of all lanes come back Lost. A new association begins only when the old one
 // can no longer execute anything (fence.go): the controller was disabled over the admin queue (CC.EN = 0) and has hung up on the lanes, or, where that does not answer, the keep-alive
-// timeout has run out since the last byte we may have sent, plus the time the controller asks for to quiesce (CQT). A namespace that came back with
+// timeout has run out since the last byte we may have sent, plus the time the controller asks for to quiesce (CQT). As long the successor of a process that was killed
+// under writes writes nothing (blk.Info.Quiesce): it cannot disable a controller whose admin queue is gone. A namespace that came back with
 // another identity, or another block size, is refused.
 //
 // No authentication (DH-HMAC-CHAP) and no TLS: a controller that asks for them is refused with a sentence. Go's crypto/tls has no external PSK.
