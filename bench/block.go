@@ -66,7 +66,7 @@ type BlockOptions struct {
 	Turns    int
 	// Span is how much of the disk is used. Zero: all.
 	Span int64
-	// WorkerCPU is where the peers run, all threads of them, GuestCPU where the driver does.
+	// WorkerCPU is where the peers run, all threads of them, GuestCPU where the driver does, and their server if they have one.
 	WorkerCPU, GuestCPU int
 	// Packed rings. Indirect descriptors and event index are always used, as guests do.
 	Packed bool
@@ -119,6 +119,11 @@ func Block(ctx context.Context, o BlockOptions, peers []BlockPeer) (all []BlockR
 		}
 	}()
 	for _, p := range peers {
+		if p.Server != 0 {
+			if err := pinProcess(p.Server, o.GuestCPU); err != nil {
+				return nil, err
+			}
+		}
 		r, err := newBlockRig(ctx, o, p)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.Name, err)

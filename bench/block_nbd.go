@@ -31,7 +31,8 @@ func nbdScenarios() []Scenario {
 // NBDUnix adds three peers on one server, over a unix socket: our own device on our client, our client by itself, and fio's nbd engine, which is libnbd.
 //
 // What is to be compared are the two clients, each asked by its own thread. The device has more to do: its requests come from a virtqueue, and the driver that
-// makes them and is woken for each answer shares a CPU with the server, where it has but two.
+// makes them and is woken for each answer shares a CPU with the server, where it has but two. The server has one CPU and the client the other, whoever it is: left alone, the kernel puts the server
+// where the client spins.
 func (b *BlockBed) NBDUnix() error { return b.nbd("unix") }
 
 // NBDTCP is the same over TCP on the loopback interface.
