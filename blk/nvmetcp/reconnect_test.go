@@ -42,8 +42,19 @@ func TestQueueBreaks(t *testing.T) {
 			t.Error("the old write was executed after all")
 		}
 	})
+	carried := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.current.carried.Load()
+	}
+	if carried() {
+		t.Error("an association that has carried nothing would have the next attempt made at once")
+	}
 	fillRandom(c.memory[:4096], 3)
 	c.must(j)
+	if !carried() {
+		t.Error("an association that has carried a write would not")
+	}
 }
 
 // A target that is started anew: what was flushed is there, the lane says what may not be, and comes up only when the old controller's time is over.
