@@ -116,7 +116,7 @@ func (n namespaceData) power(b []byte) uint64 {
 	return v
 }
 
-// identity is what names a namespace worldwide; what a controller does not tell is zero.
+// identity is what names a namespace worldwide, as long as it is there; what a controller does not tell is zero.
 type identity struct {
 	eui64       [8]byte
 	nguid, uuid [16]byte
@@ -140,15 +140,6 @@ func (id *identity) descriptors(b []byte) (csi byte) {
 		b = b[end:]
 	}
 	return csi
-}
-
-// other tells whether two namespaces cannot be the same.
-func (id identity) other(now identity) bool {
-	differ := func(a, b []byte) bool {
-		zero := make([]byte, len(a))
-		return !bytes.Equal(a, zero) && !bytes.Equal(b, zero) && !bytes.Equal(a, b)
-	}
-	return differ(id.eui64[:], now.eui64[:]) || differ(id.nguid[:], now.nguid[:]) || differ(id.uuid[:], now.uuid[:])
 }
 
 func (id identity) String() string {

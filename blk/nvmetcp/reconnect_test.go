@@ -125,15 +125,20 @@ func TestHangs(t *testing.T) {
 	})
 }
 
-// Another namespace where ours was: nothing is written to it.
+// Another namespace where ours was, or one that does not say which it is: nothing is written to it.
 func TestReplaced(t *testing.T) {
-	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
-	s := connect(t, options(target))
-	c := newWorkbench(t).open(t, s)
-	c.awaitUp()
-	target.Restart(target.Replace)
-	c.await("it is noticed", func() bool { return errors.Is(s.State().Why, ErrReplaced) })
-	c.await("the lane is down", func() bool { return !c.up && len(c.downs) == 1 })
+	t.Parallel()
+	for _, change := range []func(*nvmetcptest.Target){(*nvmetcptest.Target).Replace, (*nvmetcptest.Target).Forget} {
+		target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
+		o := options(target)
+		o.KATO = time.Second
+		s := connect(t, o)
+		c := newWorkbench(t).open(t, s)
+		c.awaitUp()
+		target.Restart(func() { change(target) })
+		c.await("it is noticed", func() bool { return errors.Is(s.State().Why, ErrReplaced) || len(c.kept) > 1 })
+		c.await("the lane is down", func() bool { return !c.up && len(c.downs) == 1 })
+	}
 }
 
 func TestGivesUp(t *testing.T) {

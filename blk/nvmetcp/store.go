@@ -73,7 +73,7 @@ func (s *Store) same(n namespaceData) error {
 		return nil
 	}
 	switch {
-	case s.first.identity.other(n.identity):
+	case s.first.identity != n.identity:
 		return fmt.Errorf("namespace %d of %s at %s: %w (%v, it was %v)", s.o.NSID, s.o.NQN, s.o.Address, ErrReplaced, n.identity, s.first.identity)
 	case s.first.Shift != n.Shift:
 		return fmt.Errorf("namespace %d of %s at %s: %w, with blocks of %d bytes instead of %d", s.o.NSID, s.o.NQN, s.o.Address, ErrReplaced, 1<<n.Shift, 1<<s.first.Shift)

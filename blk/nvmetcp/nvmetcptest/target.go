@@ -289,6 +289,9 @@ func (t *Target) Resize(blocks uint64) {
 // Replace gives the namespace another identity.
 func (t *Target) Replace() { t.Do(func() { t.uuid[15]++ }) }
 
+// Forget takes the namespace's identifiers away.
+func (t *Target) Forget() { t.Do(func() { t.uuid = [16]byte{} }) }
+
 // SetHealth is what the health log says from now on; empty: there is none.
 func (t *Target) SetHealth(log []byte) { t.Do(func() { t.o.Health = log }) }
 
