@@ -80,6 +80,13 @@ func (s *Store) serve(a *association, kept bool) error {
 			tasks.Go(func() { s.watchAccess(a) })
 		}
 	}
+	tasks.Go(func() {
+		select {
+		case <-s.closing:
+			a.fail(ErrClosed) // whatever is waited for
+		case <-a.ctx.Done():
+		}
+	})
 	tasks.Go(func() { a.keepAlive() })
 	tasks.Go(func() { s.events(a) })
 	tasks.Go(func() { s.watchHealth(a) })

@@ -184,6 +184,24 @@ func TestCloseWhileAway(t *testing.T) {
 	}
 }
 
+// A store is closed while its controller leaves a lane's new connection without an answer.
+func TestCloseWhileConnecting(t *testing.T) {
+	t.Parallel()
+	target := nvmetcptest.New(t, nvmetcptest.Options{})
+	o := options(target)
+	o.KATO = time.Hour
+	s := connect(t, o)
+	target.Pause()
+	c := newWorkbench(t).open(t, s)
+	c.await("the lane connects", func() bool { return target.Connections() == 2 })
+	c.close()
+	began := time.Now()
+	s.Close()
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("closing took %v", d)
+	}
+}
+
 // A namespace that this controller does not reach for a while.
 func TestAccess(t *testing.T) {
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, ANA: true})

@@ -305,6 +305,12 @@ func (t *Target) SetAccess(state byte) {
 	})
 }
 
+// Connections is how many there are.
+func (t *Target) Connections() (n int) {
+	t.Do(func() { n = len(t.queues) })
+	return n
+}
+
 // Controllers is how many there are.
 func (t *Target) Controllers() (n int) {
 	t.Do(func() { n = len(t.controllers) })
