@@ -33,11 +33,11 @@ type fioSide struct {
 	Runtime  int64  `json:"runtime"` // ms
 }
 
-// fio puts the load of a cell on a file by itself, with io_uring, or on an export, with libnbd, and no virtqueue: what a program reaches that has the file to itself. Its CPU time is
-// that of the process with the kernel's threads, less what a run with a single request takes: what fio says itself leaves io-wq out.
-// libnbd has no threads but the job's, so there fio is believed.
+// fio puts the load of a cell on a file by itself, with io_uring, or on an export, with libnbd, and no virtqueue: what a program reaches that has the file to itself. Its CPU
+// time of writes is that of the process with the kernel's threads, less what a run with a single request takes: what fio says itself leaves io-wq out. Reads, and libnbd, have no
+// threads but the job's, so there fio is believed.
 func fio(ctx context.Context, o BlockOptions, cell BlockCell, p BlockPeer, to *BlockResult) error {
-	if p.NBD != "" {
+	if p.NBD != "" || !cell.Write {
 		r, _, err := runFio(ctx, o, cell, p, "--time_based", to)
 		if err == nil {
 			to.CPU += r.busy()
