@@ -18,8 +18,11 @@ func (l *lane) listen() {
 		return
 	}
 	l.incoming.Reset()
-	l.replies.aim(l.incoming)
-	if !l.host.Ring.Recv(&l.recv, l.file, l.incoming, 0) {
+	flags := int32(0)
+	if l.replies.aim(l.incoming) {
+		flags = unix.MSG_WAITALL
+	}
+	if !l.host.Ring.Recv(&l.recv, l.file, l.incoming, flags) {
 		l.later()
 	}
 }

@@ -51,22 +51,26 @@ func (s *replies) begin(structured bool) {
 	*s = replies{table: s.table, inbox: s.inbox, structured: structured}
 }
 
-// aim says where what comes next has to go.
-func (s *replies) aim(v vector) {
+// aim says where what comes next has to go, and whether it is worth a wait until all of that is there: a server sends a large payload in pieces, each of which
+// would be a receive. What is waited for is no more than counts as a sign of life.
+func (s *replies) aim(v vector) (all bool) {
 	s.aimed = 0
 	if s.from > 0 {
 		s.to = copy(s.inbox, s.inbox[s.from:s.to])
 		s.from = 0
 	}
-	if s.rest > 0 && !s.owner.sinks() && !s.direct(v) {
-		return // no room for more
+	if s.rest > 0 && !s.owner.sinks() {
+		if n := min(int(s.rest), movement); !s.direct(v, n) || n < int(s.rest) || n >= large {
+			return s.aimed >= large
+		}
 	}
 	v.Add(s.inbox[s.to : s.to+s.room()])
+	return false
 }
 
-// direct adds the guest's memory, and tells whether all of it that is due.
-func (s *replies) direct(v vector) bool {
-	at, rest := s.at, int(s.rest)
+// direct adds the next rest bytes of the guest's memory, and tells whether there was room for all of it.
+func (s *replies) direct(v vector, rest int) bool {
+	at := s.at
 	for rest > 0 {
 		b := s.owner.task.r.Buffers[at.buffer][at.offset:]
 		b = b[:min(len(b), rest)]
