@@ -20,7 +20,8 @@ type Options struct {
 	Files int
 	// Vectors is how many vectors of up to 18 buffers there are; there are half as many of up to 130, and an eighth of up to 1024. Zero: Entries.
 	Vectors int
-	// IOWorkers is how many io-wq threads the ring's worker may have for files, and how many for anything else. Zero: 8.
+	// IOWorkers is how many io-wq threads the ring's worker may have for files, and how many for anything else. Zero: Entries, so that nobody waits for a thread
+	// which a file system holds that hangs. The kernel makes another one only when all there are wait for something.
 	IOWorkers int
 	// Cores are where io-wq threads may run: not where the worker does. Empty: anywhere.
 	Cores []int
@@ -120,7 +121,7 @@ func (o *Options) defaults() {
 	for _, v := range []struct {
 		field *int
 		zero  int
-	}{{&o.Entries, 1024}, {&o.Files, 256}, {&o.IOWorkers, 8}} {
+	}{{&o.Entries, 1024}, {&o.Files, 256}} {
 		if *v.field <= 0 {
 			*v.field = v.zero
 		}
@@ -128,6 +129,9 @@ func (o *Options) defaults() {
 	o.Entries = 1 << bits.Len(uint(o.Entries-1))
 	if o.Vectors <= 0 {
 		o.Vectors = o.Entries
+	}
+	if o.IOWorkers <= 0 {
+		o.IOWorkers = o.Entries
 	}
 }
 
@@ -208,7 +212,7 @@ func (r *Ring) Enable() error {
 		return fmt.Errorf("first operation of io_uring: %w", err)
 	}
 	// Only now does this thread have an io-wq.
-	if err := limitWorkers(r.fd, uint32(r.options.IOWorkers), uint32(r.options.IOWorkers)); err != nil {
+	if _, err := limitWorkers(r.fd, uint32(r.options.IOWorkers), uint32(r.options.IOWorkers)); err != nil {
 		return fmt.Errorf("limit io-wq to %d threads: %w", r.options.IOWorkers, err)
 	}
 	if len(r.options.Cores) == 0 {

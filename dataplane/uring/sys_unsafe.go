@@ -92,10 +92,11 @@ func probeOpcodes(fd int) (*probe, error) {
 	return p, register(fd, registerProbe, unsafe.Pointer(p), probeOps)
 }
 
-// limitWorkers bounds the calling thread's io-wq threads: those for files, and others.
-func limitWorkers(fd int, bounded, unbounded uint32) error {
+// limitWorkers bounds the calling thread's io-wq threads: those for files, and others; 0: as before. It returns what the limits were.
+func limitWorkers(fd int, bounded, unbounded uint32) (before [2]uint32, err error) {
 	limits := [2]uint32{bounded, unbounded}
-	return register(fd, registerIOWQMaxWorkers, unsafe.Pointer(&limits), 2)
+	err = register(fd, registerIOWQMaxWorkers, unsafe.Pointer(&limits), 2)
+	return limits, err
 }
 
 // placeWorkers says where the calling thread's io-wq threads may run.
