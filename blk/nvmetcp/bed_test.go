@@ -2,7 +2,9 @@ package nvmetcp
 
 import (
 	"context"
+	flags "flag"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,15 @@ const testKATO = 3 * time.Second
 
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
+
+// TestMain: most of the longer tests wait most of the time, so more of them run at once than there are CPUs.
+func TestMain(m *testing.M) {
+	flags.Parse()
+	if err := flags.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 // workbench is a worker with a ring.
 type workbench struct {

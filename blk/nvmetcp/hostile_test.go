@@ -171,6 +171,7 @@ func TestHostileTarget(t *testing.T) {
 
 // Wrong digests: of a header, the connection ends; of data, the command is tried again, and fails if that goes on.
 func TestHostileDigests(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
 	o := options(target)
 	o.KATO, o.HeaderDigest, o.DataDigest = time.Minute, true, true
@@ -218,6 +219,7 @@ func TestHostileDigests(t *testing.T) {
 
 // A PDU that begins and never ends, and a connection that ends within one.
 func TestHostileTruncation(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
 	o := options(target)
 	o.KATO, o.CommandTimeout = time.Minute, 100*time.Millisecond

@@ -1,7 +1,6 @@
 package nvmetcp
 
 import (
-	"errors"
 	"fmt"
 	"math/bits"
 	"time"
@@ -257,8 +256,8 @@ func (l *lane) bury() (fd int) {
 	if fd < 0 {
 		return -1
 	}
-	var v *violation
-	tell := errors.As(l.why, &v) && l.current == nil && l.out.Len() == 0
+	v, tell := l.why.(*violation) // on this connection
+	tell = tell && l.current == nil && l.out.Len() == 0
 	if tell {
 		unix.SendmsgN(fd, v.termReq(), nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	}
@@ -377,7 +376,7 @@ func (f *fifo) pop() int32 {
 }
 
 // termTime is how many milliseconds a controller has to read a TermReq.
-const termTime = 100
+const termTime = 1000
 
 // tickTime is between two looks for late commands, while there are commands.
 const tickTime = time.Second

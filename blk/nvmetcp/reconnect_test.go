@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -59,39 +60,48 @@ func TestQueueBreaks(t *testing.T) {
 
 // A target that is started anew: what was flushed is there, the lane says what may not be, and comes up only when the old controller's time is over.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	for _, cache := range []bool{true, false} {
-		target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Cache: cache})
-		s := connect(t, options(target))
-		c := newWorkbench(t).open(t, s)
-		c.awaitUp()
-		fillRandom(c.memory[:4096], 3)
-		c.must(c.job(blk.OpWrite, 0, 4096, 0))
-		c.must(c.job(blk.OpFlush, 0, 0, 0))
-		target.Hold(only(0x02))
-		j := c.job(blk.OpRead, 0, 4096, 8192)
-		c.submit(j)
-		c.await("the read is held", func() bool { return target.Held() == 1 })
-		began := time.Now()
-		target.Restart(nil)
-		c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
-		if waited := time.Since(began); waited < testKATO {
-			t.Errorf("up after %v, with a keep-alive timeout of %v and an old controller that says nothing", waited, testKATO)
-		}
-		if c.kept[1] != !cache {
-			t.Errorf("kept %v, volatile cache %v", c.kept[1], cache)
-		}
-		if o := c.end(j); o != blk.Lost {
-			t.Errorf("outcome %d, want Lost", o)
-		}
-		c.must(j)
-		if !bytes.Equal(c.memory[:4096], c.memory[8192:][:4096]) {
-			t.Error("flushed data is not there")
-		}
+		t.Run(fmt.Sprintf("cache %v", cache), func(t *testing.T) {
+			t.Parallel()
+			restart(t, cache)
+		})
+	}
+}
+
+func restart(t *testing.T, cache bool) {
+	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Cache: cache})
+	s := connect(t, options(target))
+	c := newWorkbench(t).open(t, s)
+	c.awaitUp()
+	fillRandom(c.memory[:4096], 3)
+	c.must(c.job(blk.OpWrite, 0, 4096, 0))
+	c.must(c.job(blk.OpFlush, 0, 0, 0))
+	target.Hold(only(0x02))
+	j := c.job(blk.OpRead, 0, 4096, 8192)
+	c.submit(j)
+	c.await("the read is held", func() bool { return target.Held() == 1 })
+	began := time.Now()
+	target.Restart(nil)
+	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+	if waited := time.Since(began); waited < testKATO {
+		t.Errorf("up after %v, with a keep-alive timeout of %v and an old controller that says nothing", waited, testKATO)
+	}
+	if c.kept[1] != !cache {
+		t.Errorf("kept %v, volatile cache %v", c.kept[1], cache)
+	}
+	if o := c.end(j); o != blk.Lost {
+		t.Errorf("outcome %d, want Lost", o)
+	}
+	c.must(j)
+	if !bytes.Equal(c.memory[:4096], c.memory[8192:][:4096]) {
+		t.Error("flushed data is not there")
 	}
 }
 
 // A target that hangs, with a write in it, and goes on later. By the time the write may be submitted again, and overtaken by a newer one, the old one is dead.
 func TestHangs(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
 	o := options(target)
 	o.ConnectTimeout = 300 * time.Millisecond
@@ -142,6 +152,7 @@ func TestReplaced(t *testing.T) {
 }
 
 func TestGivesUp(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
 	o := options(target)
 	o.CtrlLossTimeout = 200 * time.Millisecond
@@ -224,6 +235,7 @@ func TestAccess(t *testing.T) {
 
 // What the controller says may be tried again is; what it says not is not.
 func TestRetries(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, CRDT: 2})
 	s := connect(t, options(target))
 	c := newWorkbench(t).open(t, s)
@@ -263,6 +275,7 @@ func TestRetries(t *testing.T) {
 
 // A command that does not end is aborted, and when that does not help either, the association is given up.
 func TestTimeout(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10})
 	o := options(target)
 	o.CommandTimeout = 200 * time.Millisecond

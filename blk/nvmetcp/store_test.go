@@ -17,6 +17,7 @@ import (
 
 // Every way of moving data, against every way a target may want it.
 func TestTransfers(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		target nvmetcptest.Options
@@ -237,6 +238,7 @@ func TestResize(t *testing.T) {
 
 // The keep-alive keeps an idle association alive well beyond its timeout.
 func TestKeepAlive(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 4096})
 	s := connect(t, options(target))
 	c := newWorkbench(t).open(t, s)
@@ -364,6 +366,7 @@ func TestLanes(t *testing.T) {
 
 // A worker without vectors: its lane waits, others work, and it is up when there are some.
 func TestWorkerLacks(t *testing.T) {
+	t.Parallel()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 4096})
 	s := connect(t, options(target))
 	good := newWorkbench(t).open(t, s)

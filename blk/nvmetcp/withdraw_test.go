@@ -124,6 +124,7 @@ func TestWithdrawWrite(t *testing.T) {
 
 // Linux' target is disabled (CC.EN = 0) and goes on with what its queues had. It hangs up when that has been executed, so that is waited for, but not for ever.
 func TestWithdrawWriteLingers(t *testing.T) {
+	t.Parallel()
 	for _, never := range []bool{false, true} {
 		target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
 		o := options(target)
