@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -25,6 +26,15 @@ import (
 
 // patient is how long a test waits for what must come: long, for a machine that is busy with other things.
 const patient = 20 * time.Second
+
+// TestMain: most of the longer tests wait most of the time, so more of them run at once than there are CPUs.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 // bench is a worker with a ring, as a daemon has it.
 type bench struct {

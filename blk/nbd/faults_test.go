@@ -51,6 +51,7 @@ func TestReadOnlyServer(t *testing.T) {
 
 // TestRestart kills a server under load and starts it again: requests come back as lost, and once the lane is up what is submitted anew is done.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	path, file := socketPath(t, "s"), image(t)
 	server := nbdkitAt(t, path, "--filter=delay", "file", file, "wdelay=20ms")
 	s := open(t, Options{URI: "nbd+unix:///?socket=" + path, Quiesce: 300 * time.Millisecond})
@@ -133,7 +134,9 @@ func TestIdleServerDies(t *testing.T) {
 
 // TestSilence: a server that does not answer is given up after the timeout, one that trickles, too; and one whose process is stopped.
 func TestSilence(t *testing.T) {
+	t.Parallel()
 	t.Run("stopped", func(t *testing.T) {
+		t.Parallel()
 		server, o := nbdkit(t, "memory", "16M")
 		o.Timeout = 400 * time.Millisecond
 		u := newBench(t).use(open(t, o))
@@ -153,6 +156,7 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("trickling", func(t *testing.T) {
+		t.Parallel()
 		m := newMock(t).serve()
 		o := m.options()
 		o.Timeout = 200 * time.Millisecond
@@ -177,6 +181,7 @@ func TestSilence(t *testing.T) {
 		u.ends(a, blk.Lost)
 	})
 	t.Run("one of many", func(t *testing.T) {
+		t.Parallel()
 		m := newMock(t).serve()
 		o := m.options()
 		o.Timeout = 500 * time.Millisecond
@@ -228,6 +233,7 @@ func (p *process) stopped(t *testing.T) bool {
 
 // TestWitness: where another connection to the server outlives a break the server is known to be the same, and only there.
 func TestWitness(t *testing.T) {
+	t.Parallel()
 	m := newMock(t)
 	m.flags |= flagMultiConn
 	m.serve()

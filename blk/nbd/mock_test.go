@@ -243,6 +243,7 @@ const canary = 0xa5
 // TestMalformed has a server say one wrong thing in answer to a read of 8 KiB in the middle of memory. It is disconnected with a sentence that says why, the read
 // comes back as lost, and nothing outside of it was touched.
 func TestMalformed(t *testing.T) {
+	t.Parallel()
 	const at, length = 1 << 20, 8192
 	data := make([]byte, length)
 	for _, c := range []struct {
@@ -300,6 +301,7 @@ func TestMalformed(t *testing.T) {
 		{name: "the end", say: func(g got) []byte { return nil }, want: "closed the connection"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			m := newMock(t)
 			m.plain = c.plain
 			m.serve()

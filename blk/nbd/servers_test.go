@@ -14,6 +14,7 @@ const imageSize = 16 << 20
 
 // TestServers puts every server through the same: what was written is read, by requests of many lengths, many at once.
 func TestServers(t *testing.T) {
+	t.Parallel()
 	for _, server := range []struct {
 		name  string
 		start func(t *testing.T) Options
@@ -38,6 +39,7 @@ func TestServers(t *testing.T) {
 		{"nbd-server", func(t *testing.T) Options { return nbdServer(t, image(t), "") }},
 	} {
 		t.Run(server.name, func(t *testing.T) {
+			t.Parallel()
 			o := server.start(t)
 			s := open(t, o)
 			t.Log(s.Info().Describe)

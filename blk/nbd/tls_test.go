@@ -73,6 +73,7 @@ func (c certificates) make(t *testing.T, name string, parent *x509.Certificate, 
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	c, stranger := newCertificates(t), newCertificates(t)
 	ours := TLS{CA: c.file("ca-cert.pem"), Cert: c.file("client-cert.pem"), Key: c.file("client-key.pem")}
 	port := freePort(t)
@@ -80,6 +81,7 @@ func TestTLS(t *testing.T) {
 	o := Options{URI: "nbds://127.0.0.1:" + port, TLS: ours}
 	reachable(t, p, o)
 	t.Run("nbdkit over TCP", func(t *testing.T) {
+		t.Parallel()
 		s := open(t, o)
 		if !strings.Contains(s.Info().Describe, "TLS") {
 			t.Errorf("it is %s", s.Info().Describe)
@@ -93,6 +95,7 @@ func TestTLS(t *testing.T) {
 		}
 	})
 	t.Run("qemu-nbd over a unix socket", func(t *testing.T) {
+		t.Parallel()
 		socket := socketPath(t, "q")
 		o := Options{URI: "nbds+unix:///?tls-hostname=localhost&socket=" + socket, TLS: ours}
 		p := start(t, "qemu-nbd", "-t", "-f", "raw", "-k", socket, "-e", "4", "--object",
