@@ -20,7 +20,7 @@ func (l *lane) listen() {
 	l.incoming.Reset()
 	flags := int32(0)
 	if l.replies.aim(l.incoming) {
-		flags = 0
+		flags = unix.MSG_WAITALL
 	}
 	if !l.host.Ring.Recv(&l.recv, l.file, l.incoming, flags) {
 		l.later()
