@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,10 +24,9 @@ import (
 // pause stops a server's process without ending it, until it is resumed or the test ends.
 func pause(t *testing.T, server *peer.NBDServer) (resume func()) {
 	t.Helper()
-	server.Signal(syscall.SIGSTOP)
-	resume = func() { server.Signal(syscall.SIGCONT) }
-	t.Cleanup(resume)
-	return resume
+	must(t, server.Pause(within(t, 20*time.Second)))
+	t.Cleanup(server.Resume)
+	return server.Resume
 }
 
 // answered measures how long the front-end waits for what it asks, and has the least of several be within what is promised: the others may be the machine's.

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -75,12 +74,32 @@ func (p *plugged) ask(t *testing.T, ctx context.Context, command string, argumen
 // busyTime is how long a process's first thread has run, and waited for a processor.
 func busyTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/schedstat", pid, pid))
+	ran, queued, err := scheduled(fmt.Sprintf("/proc/%d/task/%d/schedstat", pid, pid))
 	must(t, err)
-	var ran, queued int64
-	_, err = fmt.Sscan(string(text), &ran, &queued)
-	must(t, err)
-	return time.Duration(ran + queued)
+	return ran + queued
+}
+
+// queuedTime is how long all threads of processes that live have waited for a processor.
+func queuedTime(t *testing.T, pids ...int) (sum time.Duration) {
+	t.Helper()
+	for _, pid := range pids {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		must(t, err)
+		for _, file := range threads {
+			if _, queued, err := scheduled(file); err == nil { // or it has just ended
+				sum += queued
+			}
+		}
+	}
+	return sum
+}
+
+func scheduled(file string) (ran, queued time.Duration, err error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		_, err = fmt.Sscan(string(text), (*int64)(&ran), (*int64)(&queued))
+	}
+	return ran, queued, err
 }
 
 // until asks QEMU how it is until a condition holds.
@@ -132,10 +151,11 @@ func (p *plugged) rebootFrozen(t *testing.T, ctx context.Context, sockets [2]str
 		writer <- err
 	}()
 	p.until(t, ctx, "nothing is written", func() bool { return p.inFlight(t) > 0 })
-	p.server.Signal(syscall.SIGSTOP)
-	defer p.server.Signal(syscall.SIGCONT)
+	defer p.server.Resume()
+	must(t, p.server.Pause(ctx))
 	p.until(t, ctx, "nothing is under way", func() bool { return p.inFlight(t) > 0 })
 	ports.heard()
+	queued := queuedTime(t, p.d.PID(), os.Getpid())
 
 	boots := p.g.Boots()
 	must(t, p.ask(t, ctx, "system_reset", nil))
@@ -162,13 +182,13 @@ func (p *plugged) rebootFrozen(t *testing.T, ctx context.Context, sockets [2]str
 		t.Error("the program that wrote has outlived its guest")
 	}
 	frames, stall := ports.heard()
-	if stall > time.Second {
-		t.Errorf("meanwhile a frame took %v", stall)
+	if queued = queuedTime(t, p.d.PID(), os.Getpid()) - queued; stall > time.Second+queued {
+		t.Errorf("meanwhile a frame took %v, and threads waited %v for a processor", stall, queued)
 	}
 	t.Logf("QEMU answered everything within %v (%s), and waited %v at most; the disk was gone after %v; meanwhile %d frames passed, none later than %v",
 		p.worst.Round(time.Microsecond), p.slowest, p.waited.Round(time.Microsecond), gone.Round(time.Microsecond), frames, stall.Round(time.Microsecond))
 
-	p.server.Signal(syscall.SIGCONT)
+	p.server.Resume()
 	p.plug(t, ctx)
 	if got := p.sum(t, ctx); got != sum {
 		t.Errorf("the disk came back with %s, it had %s", strings.TrimSpace(got), strings.TrimSpace(sum))

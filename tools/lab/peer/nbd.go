@@ -3,6 +3,10 @@ package peer
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/shuntio/shunt/tools/lab/netlab"
@@ -46,4 +50,33 @@ func (s *NBDServer) Start(ctx context.Context) (err error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// Pause stops the server where it stands, and returns when none of its threads runs any more: until then it may still answer. Resume has it go on.
+func (s *NBDServer) Pause(ctx context.Context) error {
+	s.Signal(syscall.SIGSTOP)
+	for !stopped(s.PID()) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not stop: %w", s.program, context.Cause(ctx))
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// Resume has a server go on that was paused.
+func (s *NBDServer) Resume() { s.Signal(syscall.SIGCONT) }
+
+// stopped tells whether all threads of a process have stopped.
+func stopped(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range threads {
+		text, readErr := os.ReadFile(file)
+		_, state, _ := strings.Cut(string(text), ") ") // behind the name
+		if readErr == nil && !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return err == nil
 }
