@@ -72,6 +72,16 @@ func (c certificates) make(t *testing.T, name string, parent *x509.Certificate, 
 	return key, made
 }
 
+// server is what a server of ours has.
+func (c certificates) server(t *testing.T) *tls.Config {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(c.file("server-cert.pem"), c.file("server-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
+}
+
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	c, stranger := newCertificates(t), newCertificates(t)
@@ -171,12 +181,8 @@ func pumps() int {
 // nothing of old writes when it goes on.
 func TestTLSClogged(t *testing.T) {
 	c := newCertificates(t)
-	pair, err := tls.LoadX509KeyPair(c.file("server-cert.pem"), c.file("server-key.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := newMock(t)
-	m.secure = &tls.Config{Certificates: []tls.Certificate{pair}}
+	m.secure = c.server(t)
 	m.serve()
 	o := m.options()
 	o.URI = strings.Replace(o.URI, "nbd+", "nbds+", 1)
