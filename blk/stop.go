@@ -38,12 +38,11 @@ func (d *Device) StopVring(index int) (base uint32, err error) {
 	return q.base, nil
 }
 
-// pause has a queue take nothing more, and waits until nothing of it is at the gate, as long as that may take.
-func (d *Device) pause(q *Queue) {
-	var settled chan struct{}
-	q.on(func() { settled = q.pause() })
-	if settled == nil {
-		return
+// pause has queues take nothing more, and waits until nothing of them is at their gates, as long as that may take for all of them together.
+func (d *Device) pause(queues ...*Queue) {
+	settled := make([]chan struct{}, len(queues))
+	for i, q := range queues {
+		q.on(func() { settled[i] = q.pause() })
 	}
 	most := d.drain
 	if time.Now().Before(d.tired) {
@@ -53,20 +52,29 @@ func (d *Device) pause(q *Queue) {
 		return
 	}
 	d.tired = time.Now().Add(time.Second)
-	q.on(q.callBack)
+	for i, q := range queues {
+		if settled[i] != nil {
+			q.on(q.callBack)
+		}
+	}
 	wait(settled, withdrawTime)
 }
 
-// wait tells whether something happened in time.
-func wait(c <-chan struct{}, most time.Duration) bool {
+// wait tells whether all that is waited for happened in time; nil: there is nothing to wait for.
+func wait(all []chan struct{}, most time.Duration) bool {
 	t := time.NewTimer(most)
 	defer t.Stop()
-	select {
-	case <-c:
-		return true
-	case <-t.C:
-		return false
+	for _, c := range all {
+		if c == nil {
+			continue
+		}
+		select {
+		case <-c:
+		case <-t.C:
+			return false
+		}
 	}
+	return true
 }
 
 // pause runs on the worker, as do all that follow. nil: nothing is at the gate.
@@ -150,10 +158,10 @@ func (d *Device) RemoveMemory(region vhostuser.Region) error {
 		touches := false
 		q.on(func() { touches = q.touches(region) })
 		if touches {
-			d.pause(q)
 			paused = append(paused, q)
 		}
 	}
+	d.pause(paused...)
 	err := d.memory.Remove(region)
 	for _, q := range paused {
 		q.on(q.resume)
