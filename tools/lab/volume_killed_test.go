@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -334,19 +335,26 @@ func crashes(ctx context.Context, u *user, server *peer.NBDServer, kills int) er
 	return moves(ctx, 60, u)
 }
 
-// lostOnce kills a server between a write and its flush.
+// lostOnce kills a server between a write and its flush: the write is lost and the flush fails, or with durability fua neither is so.
 func (s *shelf) lostOnce(t *testing.T, ctx context.Context, u *user, server *peer.NBDServer, fua bool) {
 	t.Helper()
 	y, err := u.disk.NewSync(0, 4096)
 	must(t, err)
-	zeroes := make([]byte, 4096) // as the load will find it
-	_, err = y.WriteAt(zeroes, 0)
+	wrote, read := bytes.Repeat([]byte("lost"), 1024), make([]byte, 4096)
+	_, err = y.WriteAt(wrote, 0)
 	must(t, err)
 	server.Kill()
 	must(t, server.Start(ctx))
 	if err := y.Flush(); (err == nil) != fua {
 		t.Errorf("volume %s: the flush after a server was killed: %v", u.name, err)
 	}
+	_, err = y.ReadAt(read, 0)
+	must(t, err)
+	if bytes.Equal(read, wrote) != fua {
+		t.Errorf("volume %s: the write before a server was killed is %q", u.name, read[:4])
+	}
+	_, err = y.WriteAt(make([]byte, 4096), 0) // as the load will find it
+	must(t, err)
 	if err := y.Flush(); err != nil {
 		t.Errorf("volume %s: the second flush: %v", u.name, err)
 	}
