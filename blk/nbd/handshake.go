@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"net"
 	"strings"
+	"unicode"
 )
 
 // Errors that callers test.
@@ -172,10 +173,20 @@ func (s *session) explain(err error, message []byte) error {
 	return fmt.Errorf("%w (%q)", err, clean(message, 200))
 }
 
-// clean makes a string of a server's fit to print.
+// clean makes a string of a server's fit to be quoted.
 func clean(b []byte, most int) string {
 	b = b[:min(len(b), most)]
 	return strings.ToValidUTF8(string(b), "?")
+}
+
+// printable makes one fit to print as it is, on a terminal as well.
+func printable(b []byte, most int) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			return '?'
+		}
+		return r
+	}, string(b[:min(len(b), most)]))
 }
 
 // startTLS goes over to TLS.
@@ -336,7 +347,7 @@ func (s *session) list() (exports []Export, err error) {
 		if uint64(n) > uint64(len(text)) || n > maxString {
 			return nil, fmt.Errorf("%w: a name in its list has %d bytes in a reply of %d", ErrProtocol, n, len(r.data))
 		}
-		exports = append(exports, Export{Name: string(text[:n]), Description: clean(text[n:], maxString)})
+		exports = append(exports, Export{Name: string(text[:n]), Description: printable(text[n:], maxString)})
 	}
 	return nil, fmt.Errorf("%w: its list of exports has more than %d entries", ErrProtocol, maxReplies)
 }

@@ -232,19 +232,27 @@ func TestList(t *testing.T) {
 	if err != nil || len(exports) != 2 || exports[0].Name != "one" || exports[1].Name != "two words" {
 		t.Errorf("%q, %v", exports, err)
 	}
-	m := newMock(t)
-	go func() {
-		c, err := m.listener.Accept()
-		if err != nil {
-			return
-		}
-		c.Write(hello(flagFixedNewstyle))
-		var four [4]byte
-		c.Read(four[:])
-		readOption(c)
-		c.Write(optReply(optList, repServer, append(be32(100), "short"...)...))
-	}()
-	if exports, err := List(context.Background(), m.options()); !errors.Is(err, ErrProtocol) {
+	list := func(entry []byte) ([]Export, error) {
+		m := newMock(t)
+		go func() {
+			c, err := m.listener.Accept()
+			if err != nil {
+				return
+			}
+			c.Write(hello(flagFixedNewstyle))
+			var four [4]byte
+			c.Read(four[:])
+			readOption(c)
+			c.Write(optReply(optList, repServer, entry...))
+			c.Write(optReply(optList, repAck))
+		}()
+		return List(context.Background(), m.options())
+	}
+	if exports, err := list(append(be32(100), "short"...)); !errors.Is(err, ErrProtocol) {
 		t.Errorf("%q, %v", exports, err)
+	}
+	exports, err = list(append(be32(1), "xa disk, \xff\x1b]0;title\a\nnbd://evil\ta \u202edisk"...))
+	if want := "a disk, ??]0;title??nbd://evil?a ?disk"; err != nil || len(exports) != 1 || exports[0].Description != want {
+		t.Errorf("%q, %v; what goes to a terminal should be %q", exports, err, want)
 	}
 }

@@ -91,7 +91,7 @@ func names(c *x509.Certificate) string {
 	if len(all) == 0 {
 		return "nobody"
 	}
-	return clean([]byte(strings.Join(all, ", ")), 60)
+	return printable([]byte(strings.Join(all, ", ")), 60)
 }
 
 // pumpBuffer is how much a pump moves at once: some records.

@@ -151,6 +151,7 @@ func TestDistrust(t *testing.T) {
 		{old, "valid from 1970-01-01 00:00:00 to 1970-01-02 00:00:00: renew it"},
 		{x509.HostnameError{Certificate: long, Host: "h"}, "is for name.example, name.example, "},
 		{x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, "is for nobody, not for h"},
+		{x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"\x1b[2Jh"}}, Host: "h"}, "is for ?[2Jh, not for h"},
 		{x509.CertificateInvalidError{Reason: x509.TooManyIntermediates, Cert: old.Cert}, "the server's certificate: x509: too many intermediates"},
 	} {
 		got := distrust(&tls.CertificateVerificationError{Err: c.err}, "h").Error()
