@@ -79,7 +79,7 @@ func (left sockets) hungUp(until time.Time, stop <-chan struct{}) {
 				cut(fd)
 				left = append(left[:i], left[i+1:]...)
 			} else {
-				poll = append(poll, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+				poll = append(poll, unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP})
 				i++
 			}
 		}
@@ -95,12 +95,15 @@ func (left sockets) hungUp(until time.Time, stop <-chan struct{}) {
 	}
 }
 
-// pollTime is between two looks at whether one is still to wait, in milliseconds.
-const pollTime = 20
+// pollTime is between two looks at what has come, in milliseconds. With dropMost it bounds what a controller that sends for ever can make us do.
+const (
+	pollTime = 5
+	dropMost = 16
+)
 
 // ended drops what has come on a socket, some of it at least, and tells whether the other side has ended it.
 func ended(fd int, scratch []byte) bool {
-	for range 64 {
+	for range dropMost {
 		n, _, err := unix.Recvfrom(fd, scratch, unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EAGAIN:
