@@ -89,6 +89,8 @@ func (b *BlockBed) nbdServer(name string) (uri string, pid int, err error) {
 		uri = "nbd+unix:///?socket=" + socket
 	}
 	cmd := exec.Command(NBDServerProgram, append(args, "memory", strconv.Itoa(blockImage))...)
+	var said bytes.Buffer // read when it has ended
+	cmd.Stdout, cmd.Stderr = &said, &said
 	gone, err := startTied(cmd)
 	if err != nil {
 		return "", 0, fmt.Errorf("start %s: %w", NBDServerProgram, err)
@@ -107,7 +109,7 @@ func (b *BlockBed) nbdServer(name string) (uri string, pid int, err error) {
 		}
 		select {
 		case <-gone:
-			return "", 0, fmt.Errorf("%s has ended", cmd)
+			return "", 0, fmt.Errorf("%s has ended: %s", cmd, said.Bytes())
 		default:
 		}
 		if time.Now().After(end) {
@@ -119,7 +121,6 @@ func (b *BlockBed) nbdServer(name string) (uri string, pid int, err error) {
 // startTied starts a program that dies with this process, however that ends. The kernel kills it when the thread ends that has started it, so that
 // thread waits for it.
 func startTied(cmd *exec.Cmd) (gone <-chan struct{}, err error) {
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error), make(chan struct{})
 	go func() {

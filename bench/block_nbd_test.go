@@ -16,7 +16,8 @@ const nbdTries = 8
 const nbdPeers = 3
 
 // TestBlockNBD holds what is promised of NBD: beside fio's engine, which is libnbd, on the same nbdkit, our client by itself does at least as many requests a
-// second, over a unix socket and over TCP, one at a time and many. What a guest gets of it, on two CPUs that it shares with the server, is told.
+// second, over a unix socket and over TCP, one at a time and many. What a guest gets of it, on two CPUs that it shares with the server, is told; many at a time
+// that is about as much as fio gets.
 func TestBlockNBD(t *testing.T) {
 	need.Program(t, "fio", NBDServerProgram)
 	b := bed(t, (*BlockBed).NBDUnix, (*BlockBed).NBDTCP)
@@ -45,7 +46,7 @@ func TestBlockNBD(t *testing.T) {
 	}
 }
 
-// slower tells of all results, and returns the cells in which our client by itself does less than fio.
+// slower tells of all results, and returns the cells in which our client by itself does less than fio, or the device much less, many at a time.
 func slower(t *testing.T, all []BlockResult) (cells []BlockCell) {
 	for ; len(all) > 0; all = all[nbdPeers:] {
 		fio := &all[nbdPeers-1]
@@ -59,7 +60,7 @@ func slower(t *testing.T, all []BlockResult) (cells []BlockCell) {
 			}
 		}
 		t.Log(line)
-		if all[1].Median() < fio.Median() {
+		if all[1].Median() < fio.Median() || fio.Cell.Depth > 1 && all[0].Median() < .8*fio.Median() {
 			cells = append(cells, fio.Cell)
 		}
 	}
