@@ -18,7 +18,7 @@ import (
 //
 //	driver ─ vhost-user ─ shuntd ─ io_uring, TCP ─ relay ─ TCP, QEMU ─ nvmet
 func nvmeVolumes(t *testing.T, g *guest.Guest, at string) {
-	rounds := 12
+	rounds := 8
 	if need.Soak() {
 		rounds = 1000
 	}
