@@ -199,6 +199,13 @@ func TestOverlapBroken(t *testing.T) {
 		}
 		other.send(none(g))
 		two.ends(newest, blk.OK)
+		go func() { // or it is asked for now
+			for g, err := other.header(); err == nil; g, err = other.header() {
+				if g.command == cmdRead {
+					other.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+				}
+			}
+		}()
 	}
 }
 
