@@ -140,8 +140,8 @@ func (r *Relay) serve() {
 			return
 		}
 		r.all.Go(func() {
-			if err := carry(w.Requests, client, server); !errors.Is(err, net.ErrClosed) {
-				server.Close() // it was the client that went
+			if err := carry(w.Requests, client, server); !errors.Is(err, net.ErrClosed) && r.Now() == w {
+				server.Close() // it was the client that went, and not because others of it were cut
 			}
 		})
 		r.all.Go(func() {
