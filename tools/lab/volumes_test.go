@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -188,6 +189,25 @@ func TestGuestOnVolumes(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(have), sum) {
 			t.Errorf("%s on %s is %s, the guest wrote %s (%v)", inside, disk, have, sum, err)
 		}
+	}
+	t.Run("from a file", func(t *testing.T) { c.bootsFromFile(t, ctx) })
+}
+
+// bootsFromFile boots the same root once more, from the file that the server had.
+func (c *cloud) bootsFromFile(t *testing.T, ctx context.Context) {
+	d := start(t, c.host, "shuntd", strings.Replace(c.config(), fmt.Sprintf("nbd://%s:%d/", cloudServer, cloudPort), "file://"+c.root, 1))
+	g := boot(t, c.options())
+	if out, err := g.Shell(ctx, "sha256sum -c /kept.sum && dd if=/dev/urandom of=/kept bs=64k count=100 2>/dev/null && sync && echo 3 >/proc/sys/vm/drop_caches && sha256sum /kept && mount -o remount,ro /"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	if out, err := exec.CommandContext(ctx, "e2fsck", "-fn", c.root).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
