@@ -15,19 +15,19 @@ func TestVolumeLimits(t *testing.T) {
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[0, 1]")
 	const iops, bps, bytes = 2000, 64 << 20, 64 << 10
-	s.file(t, "iops", fmt.Sprintf(", direct: false, limits: {iops: %d, burst: 20ms}", iops))
-	s.file(t, "bps", fmt.Sprintf(", direct: false, limits: {bps: %d, burst: 20ms}", bps))
+	s.file(t, "iops", fmt.Sprintf(", direct: false, limits: {iops: %d, burst: 100ms}", iops))
+	s.file(t, "bps", fmt.Sprintf(", direct: false, limits: {bps: %d, burst: 100ms}", bps))
 	for i := range 2 {
 		s.file(t, fmt.Sprintf("group-%d", i), fmt.Sprintf(", direct: false, volume-group: gold, workers: [%d]", i))
 	}
-	fmt.Fprintf(&s.config, "volume-groups: [{name: gold, limits: {iops: %d, burst: 20ms}}]\n", iops)
+	fmt.Fprintf(&s.config, "volume-groups: [{name: gold, limits: {iops: %d, burst: 100ms}}]\n", iops)
 	start(t, namespace(t, "host"), "shuntd", s.config.String())
 
 	var stop atomic.Bool
 	var all sync.WaitGroup
 	loads := make(map[string]*driver.Load)
 	for name, size := range map[string]int{"iops": 4096, "bps": bytes, "group-0": 4096, "group-1": 4096} {
-		l, err := driver.NewLoad(driver.LoadOptions{Disk: s.dial(t, name, driver.Options{EventIdx: true}), Op: driver.In, Bytes: size, Depth: 16})
+		l, err := driver.NewLoad(driver.LoadOptions{Disk: s.dial(t, name, driver.Options{EventIdx: true}), Op: driver.In, Bytes: size, Depth: 40})
 		must(t, err)
 		loads[name] = l
 		all.Go(func() {
