@@ -1,34 +1,14 @@
 package nbd
 
 import (
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/tools/need"
 )
-
-// holdings are what a process has of what reconnects could leave behind.
-type holdings struct{ files, goroutines int }
-
-func hold(t *testing.T) holdings {
-	t.Helper()
-	files, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return holdings{len(files), runtime.NumGoroutine()}
-}
-
-func heap() uint64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
-}
 
 // TestReconnectsLeaveNothing has a server hang up again and again.
 func TestReconnectsLeaveNothing(t *testing.T) {
@@ -61,20 +41,15 @@ func TestReconnectsLeaveNothing(t *testing.T) {
 			u.await("the lane", func() bool { return len(u.ups) == ups })
 		}
 		reconnect(5)
-		before, memory := hold(t), heap()
+		before := blktest.Hold(t)
 		reconnect(times)
-		for end := time.Now().Add(patient); ; time.Sleep(10 * time.Millisecond) {
-			now := hold(t)
-			if now.files <= before.files && now.goroutines <= before.goroutines {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%d reconnects: %+v, then %+v", times, before, now)
-			}
+		now := blktest.Hold(t)
+		for end := time.Now().Add(patient); !now.Back(before) && time.Now().Before(end); now = blktest.Hold(t) {
+			time.Sleep(10 * time.Millisecond)
 		}
-		t.Logf("%d reconnects: %+v, then %+v; heap %d, then %d bytes", times, before, hold(t), memory, heap())
-		if now := heap(); now > memory+memory/4+256<<10 {
-			t.Errorf("%d bytes of heap, %d before %d reconnects", now, memory, times)
+		t.Logf("%d reconnects: %+v, then %+v", times, before, now)
+		if !now.Back(before) {
+			t.Error("they left something behind")
 		}
 	}
 }
