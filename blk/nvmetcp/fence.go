@@ -21,15 +21,10 @@ const silence = time.Second
 // fence returns when nothing that the association's queues carried can be executed any more; alive: since the controller said so. An error means that the store
 // was closed.
 func (s *Store) fence(a *association, left sockets) (alive bool, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.o.ConnectTimeout)
+	open, closed := s.whileOpen()
+	defer closed()
+	ctx, cancel := context.WithTimeout(open, s.o.ConnectTimeout)
 	defer cancel()
-	go func() {
-		select {
-		case <-s.closing:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	answer := make(chan error, 1)
 	go func() { answer <- a.reset(ctx) }()
 	waiting := false

@@ -211,11 +211,9 @@ func (s *Store) down(why error) (left sockets) {
 	return left
 }
 
-// reconnect makes attempts until one succeeds, the first after delay: none after an association that has carried anything. After another one the pauses between
-// attempts go on growing: something is wrong that shows only once there is an association. An error means that the store was closed.
-func (s *Store) reconnect(delay *time.Duration) (*association, error) {
+// whileOpen is a context that ends with the store.
+func (s *Store) whileOpen() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	go func() {
 		select {
 		case <-s.closing:
@@ -223,6 +221,14 @@ func (s *Store) reconnect(delay *time.Duration) (*association, error) {
 		case <-ctx.Done():
 		}
 	}()
+	return ctx, cancel
+}
+
+// reconnect makes attempts until one succeeds, the first after delay: none after an association that has carried anything. After another one the pauses between
+// attempts go on growing: something is wrong that shows only once there is an association. An error means that the store was closed.
+func (s *Store) reconnect(delay *time.Duration) (*association, error) {
+	ctx, cancel := s.whileOpen()
+	defer cancel()
 	for began := time.Now(); ; {
 		var timer <-chan time.Time
 		if limit := s.o.CtrlLossTimeout; limit > 0 && time.Since(began) > limit {
