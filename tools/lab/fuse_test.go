@@ -3,7 +3,6 @@ package lab
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -15,7 +14,9 @@ import (
 
 // fuse is a file system with one file, "memory", that any user may mount: whoever touches it waits for us (linux/fuse.h, protocol 7.31).
 type fuse struct {
-	file  *os.File // "memory", open
+	// fd is "memory", open; not an os.File, for that asks the kernel whether it can be polled, which asks us, and keeps a Go processor meanwhile: serve may
+	// get none.
+	fd    int
 	dead  atomic.Bool
 	asked atomic.Int64 // requests that were left without an answer
 	end   func()
@@ -36,7 +37,7 @@ func mountFUSE(t *testing.T, size uint64) *fuse {
 		unix.Close(dev)
 		need.Missing(t, "a FUSE file system cannot be mounted: %v", err)
 	}
-	f := &fuse{}
+	f := &fuse{fd: -1}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -47,15 +48,15 @@ func mountFUSE(t *testing.T, size uint64) *fuse {
 		if !gone {
 			gone = true
 			_ = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH) // force: whoever waits for an answer gets an error
-			if f.file != nil {
-				f.file.Close()
+			if f.fd >= 0 {
+				unix.Close(f.fd)
 			}
 			unix.Close(dev)
 			<-ended
 		}
 	}
 	t.Cleanup(f.end)
-	if f.file, err = os.OpenFile(filepath.Join(dir, "memory"), os.O_RDWR, 0); err != nil {
+	if f.fd, err = unix.Open(filepath.Join(dir, "memory"), unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
 	return f

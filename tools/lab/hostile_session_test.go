@@ -25,7 +25,7 @@ import (
 func attackFUSE(t *testing.T, a *arena) {
 	fs := mountFUSE(t, 2<<20)
 	fs.dead.Store(true)
-	fd := int(fs.file.Fd())
+	fd := fs.fd
 	region := vhostuser.Region{GuestAddr: here, UserAddr: vnettest.UserBase, Size: 2 << 20, FD: fd}
 	const features = vhostuser.FeatureProtocol | usual
 	waiting := []int{}
