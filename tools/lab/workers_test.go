@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -557,28 +558,57 @@ func TestPortMoves(t *testing.T) {
 
 func sum(n [2]uint64) uint64 { return n[0] + n[1] }
 
+// allowed is what the process began with. Asked later, the process answers with what its first thread has, and a test may have left that one pinned.
+var allowed = func() (set unix.CPUSet) {
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		panic(err)
+	}
+	return set
+}()
+
 // confine lets a process, this one with all that it starts included, run on one CPU alone until the end of the test.
 func confine(t *testing.T, pid, cpu int) {
 	t.Helper()
-	var was, one unix.CPUSet
-	if err := unix.SchedGetaffinity(pid, &was); err != nil {
-		t.Fatal(err)
-	}
+	var one unix.CPUSet
 	one.Set(cpu)
 	all := func(set *unix.CPUSet) {
-		for range 2 { // a thread that another began meanwhile has its CPUs from that
+		for changed := true; changed; { // a thread that another began meanwhile has its CPUs from that
+			changed = false
 			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 			for _, thread := range threads {
 				tid, _ := strconv.Atoi(filepath.Base(thread))
-				if err := unix.SchedSetaffinity(tid, set); err != nil && !errors.Is(err, unix.ESRCH) {
-					t.Error(err)
+				var has unix.CPUSet
+				err := unix.SchedGetaffinity(tid, &has)
+				if err == nil && has != *set {
+					changed, err = true, unix.SchedSetaffinity(tid, set)
+				}
+				if err != nil && !errors.Is(err, unix.ESRCH) {
+					t.Fatal(err)
 				}
 			}
 		}
 	}
 	all(&one)
 	if pid == os.Getpid() {
-		t.Cleanup(func() { all(&was) })
+		t.Cleanup(func() { all(&allowed) })
+	}
+}
+
+func TestConfineEnds(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		need.Missing(t, "two CPUs; widen what taskset leaves")
+	}
+	var first unix.CPUSet
+	first.Set(0)
+	if err := unix.SchedSetaffinity(os.Getpid(), &first); err != nil { // the first thread alone
+		t.Fatal(err)
+	}
+	t.Run("confined", func(t *testing.T) { confine(t, os.Getpid(), 1) })
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var has unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &has); err != nil || has != allowed {
+		t.Errorf("after a test that confined the process, its threads may run on %v (%v), not on %v", has, err, allowed)
 	}
 }
 
