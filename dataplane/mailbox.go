@@ -40,7 +40,7 @@ func (m *mailbox) open() (err error) {
 
 // Do runs fn on the worker between two rounds and returns when it is done. What held in rounds that began before, such as a
 // view of memory or a link, is held by no round any more: this is the grace point. Before Run and after its end fn
-// runs on the caller. Never call it from the worker itself, nor from within another fn.
+// runs on the caller, during WorkerOptions.Start it waits. Never call it from the worker itself, nor from within another fn.
 //
 // If fn faults on the memory of one of the worker's guests, it ends there and Do returns as always: a caller that must know sets its
 // result to an error first.

@@ -129,16 +129,15 @@ func (w *Worker) Stats() *WorkerStats { return &w.stats }
 // Run works on the calling goroutine, which becomes and stays one thread, until Stop. It returns the error of
 // WorkerOptions.Start, or nil.
 func (w *Worker) Run() error {
-	runtime.LockOSThread() // never unlocked: the thread is pinned, and dies with the goroutine
-	if w.options.Start != nil {
-		if err := w.options.Start(); err != nil {
-			w.mailbox.leave(w)
-			return err
-		}
-	}
+	runtime.LockOSThread()      // never unlocked: the thread is pinned, and dies with the goroutine
 	debug.SetPanicOnFault(true) // contain tells guests' faults from ours
 	w.mailbox.enter()
 	defer w.mailbox.leave(w)
+	if w.options.Start != nil {
+		if err := w.options.Start(); err != nil {
+			return err
+		}
+	}
 	idle := idleState{policy: w.options.Idle, spin: int64(w.options.Spin)}
 	for !w.stop.Load() {
 		idle.after(w, w.Round())

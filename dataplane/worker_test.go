@@ -175,6 +175,35 @@ func TestDo(t *testing.T) {
 	}
 }
 
+// Start may set up what only the worker's thread may touch, such as a ring: no function runs beside it.
+func TestDoWhileTheWorkerStarts(t *testing.T) {
+	var w *dataplane.Worker
+	var ran atomic.Bool
+	called := make(chan struct{})
+	w = newWorker(t, dataplane.WorkerOptions{Start: func() error {
+		go func() {
+			defer close(called)
+			w.Do(func() { ran.Store(true) })
+		}()
+		for w.Letters() == 0 && !ran.Load() {
+			runtime.Gosched()
+		}
+		if ran.Load() {
+			return errors.New("a function ran while the worker started")
+		}
+		return nil
+	}})
+	done := make(chan error, 1)
+	go func() { done <- w.Run() }()
+	within(t, func() {
+		<-called
+		w.Stop()
+		if err := <-done; err != nil || !ran.Load() {
+			t.Errorf("it ran: %v (%v)", ran.Load(), err)
+		}
+	})
+}
+
 // The last letters are done by the worker, while callers that come later serve themselves: never both at once.
 func TestDoWhileTheWorkerLeaves(t *testing.T) {
 	w := newWorker(t, dataplane.WorkerOptions{Idle: dataplane.Poll})

@@ -42,9 +42,12 @@ var buildDaemon = sync.OnceValues(func() (string, error) {
 	return daemon.Build(context.Background(), buildDir)
 })
 
-// shuntd returns the daemon's binary.
+// shuntd returns the daemon's binary. What runs it is not for the quick loop.
 func shuntd(t *testing.T) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("end to end, which make test does and -short does not")
+	}
 	need.Root(t)
 	need.Program(t, "ip", "bridge", "ethtool", "nsenter", "unshare")
 	binary, err := buildDaemon()

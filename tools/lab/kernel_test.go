@@ -86,6 +86,7 @@ func join(t *testing.T, ctx context.Context, host, far *netlab.Namespace, p path
 // wrong checksum. The guest is then reset, shuntd killed, stopped, and each
 // time traffic flows again; the kernel's own session goes on all the while.
 func TestGuestAndKernel(t *testing.T) {
+	shuntd(t) // a need
 	ctx := within(t, 10*time.Minute)
 	host, far := namespace(t, "host"), namespace(t, "far")
 	dir := t.TempDir()

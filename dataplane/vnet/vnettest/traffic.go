@@ -3,6 +3,7 @@ package vnettest
 import (
 	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/virtq"
@@ -139,19 +140,19 @@ func (p *Pair) offer(i uint16) {
 	}
 }
 
-// Sink takes up to n buffers that arrived and offers them again, without looking at them; for load.
-func (p *Pair) Sink(n int) (int, error) {
-	for k := range n {
-		head, _, ok, err := p.Rx.Used()
-		if err != nil || !ok {
-			p.publishRx()
-			return k, err
+// Sink takes up to n buffers that arrived and offers them again, without looking at them; for load. Received may be read atomically meanwhile.
+func (p *Pair) Sink(n int) (taken int, err error) {
+	for taken < n {
+		head, _, ok, e := p.Rx.Used()
+		if err = e; e != nil || !ok {
+			break
 		}
-		p.Received++
 		p.offer(p.rxOf[head])
+		taken++
 	}
+	atomic.StoreUint64(&p.Received, p.Received+uint64(taken))
 	p.publishRx()
-	return n, nil
+	return taken, err
 }
 
 func (p *Pair) publishRx() {
