@@ -50,12 +50,10 @@ var fileFloors = map[string]fileFloor{
 // TestBlockFile holds what is promised of a file in the page cache, beside qemu-storage-daemon and fio, in every cell; and no thread of io-wq is ever at work for us. A
 // cell that fails is measured anew: others use the machine, too.
 func TestBlockFile(t *testing.T) {
+	need.Time(t, "measures")
 	need.Program(t, "fio", drivertest.Program)
 	b := bed(t, buffered((*BlockBed).File), buffered((*BlockBed).Interrupt), buffered((*BlockBed).StorageDaemon), buffered((*BlockBed).Fio))
 	o := BlockOptions{Duration: 50 * time.Millisecond, Turns: 4, GuestCPU: 1}
-	if testing.Short() {
-		o.Duration, o.Turns = 10*time.Millisecond, 1
-	}
 	var all []BlockResult
 	for _, cell := range BlockCells() {
 		for n := 1; ; n++ {
@@ -64,9 +62,9 @@ func TestBlockFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			missed := fileFloors[cell.String()].missed(results)
-			if missed == "" || testing.Short() || n == tries {
+			if missed == "" || n == tries {
 				all = append(all, results...)
-				if missed != "" && !testing.Short() {
+				if missed != "" {
 					t.Errorf("%v: %s", cell, missed)
 				}
 				break

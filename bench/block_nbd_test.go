@@ -19,13 +19,11 @@ const nbdPeers = 3
 // second, over a unix socket and over TCP, one at a time and many. What a guest gets of it, on two CPUs that it shares with the server, is told; many at a time
 // that is about as much as fio gets.
 func TestBlockNBD(t *testing.T) {
+	need.Time(t, "measures")
 	need.Program(t, "fio", NBDServerProgram)
 	b := bed(t, (*BlockBed).NBDUnix, (*BlockBed).NBDTCP)
 	o := BlockOptions{Duration: 50 * time.Millisecond, Turns: 3, GuestCPU: 1, Cells: BlockCells()}
-	switch {
-	case testing.Short():
-		o.Duration, o.Turns, o.Cells = 20*time.Millisecond, 1, o.Cells[:1]
-	case !need.Soak():
+	if !need.Soak() {
 		o.Cells = slices.DeleteFunc(o.Cells, func(c BlockCell) bool { return c.Sequential })
 	}
 	for i := range len(b.Peers) / nbdPeers {
@@ -35,9 +33,7 @@ func TestBlockNBD(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if behind.Cells = slower(t, all); testing.Short() {
-				break
-			}
+			behind.Cells = slower(t, all)
 			if n == nbdTries && len(behind.Cells) > 0 {
 				t.Errorf("fewer requests than fio with %v, %d times", behind.Cells, n)
 				break

@@ -23,6 +23,7 @@ import (
 // of the same kind and length, by turns, on two queues of one interface with one sink. Turns are short and the ratio is taken pair
 // by pair, because neighbours on the physical machine halve the rates for seconds.
 func TestGuestToWire(t *testing.T) {
+	need.Time(t, "measures")
 	need.Root(t)
 	need.Program(t, "dpdk-testpmd")
 	ends := veth(t, 2)
@@ -55,10 +56,7 @@ func TestGuestToWire(t *testing.T) {
 	pmd.Pause(true)
 	us := sender{g.On, fmt.Sprintf("/proc/self/task/%d", g.Thread())}
 	them := sender{func(on bool) { pmd.Pause(!on) }, fmt.Sprintf("/proc/%d/task/*", pmd.PID())}
-	turns, least := 40, 0.85
-	if testing.Short() {
-		turns, least = 5, 0
-	}
+	const turns, least = 40, 0.85
 	for n := 1; ; n++ {
 		ratio := byTurns(t, ends[0], us, them, turns)
 		if ratio >= least {
@@ -78,6 +76,7 @@ func TestGuestToWire(t *testing.T) {
 // TestAddedToBare holds what the engine adds to a frame that AF_XDP transmits anyway: taking it from the guest, judging it, looking up where it goes, the outer
 // headers. It may be 140 ns, and more in proportion where the machine is slowed down: a bare frame takes 530 ns here when nobody else has work.
 func TestAddedToBare(t *testing.T) {
+	need.Time(t, "measures")
 	need.Root(t)
 	ends := veth(t, 2)
 	drop(t, ends[1])
@@ -99,10 +98,7 @@ func TestAddedToBare(t *testing.T) {
 	}()
 	us := sender{g.On, fmt.Sprintf("/proc/self/task/%d", g.Thread())}
 	them := sender{bare.On, bare.Threads()}
-	turns, most := 40, 140.0
-	if testing.Short() {
-		turns, most = 5, 1e9
-	}
+	const turns, most = 40, 140.0
 	for n := 1; ; n++ {
 		var added, alone []float64
 		for range turns {

@@ -45,9 +45,7 @@ var buildDaemon = sync.OnceValues(func() (string, error) {
 // shuntd returns the daemon's binary. What runs it is not for the quick loop.
 func shuntd(t *testing.T) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("end to end, which make test does and -short does not")
-	}
+	need.Time(t, "is end to end")
 	need.Root(t)
 	need.Program(t, "ip", "bridge", "ethtool", "nsenter", "unshare")
 	binary, err := buildDaemon()
@@ -144,9 +142,7 @@ func prepare(t *testing.T, ns *netlab.Namespace, name, config string) *daemon.Da
 // image is the guests' base image.
 func image(t *testing.T) guest.Image {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("boots a guest, which make test does and -short does not")
-	}
+	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb")
 	img, err := guest.Build(t.Context(), guest.Recipe{Progress: func(s string) { t.Log(s) }})
 	if err != nil {

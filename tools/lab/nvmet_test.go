@@ -66,9 +66,7 @@ rmdir subsystems/` + nvmetName + `/namespaces/* subsystems/` + nvmetName + `
 
 // The target of Debian's kernel, in a guest: digests off and on, requests of all sizes, a target that goes away and comes back in the middle, a namespace that grows.
 func TestNVMeTarget(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a guest, which make test does and -short does not")
-	}
+	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb")
 	img, err := guest.Build(t.Context(), guest.Recipe{Modules: []string{"nvmet_tcp", "loop", "crc32c_generic"}, Progress: func(s string) { t.Log(s) }})
 	if err != nil {

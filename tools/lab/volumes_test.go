@@ -19,9 +19,7 @@ import (
 // rootImage is an image with a root file system on a disk, with fio and what makes and checks file systems.
 func rootImage(t *testing.T) guest.Image {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("boots a guest, which make test does and -short does not")
-	}
+	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb", "mke2fs", "e2fsck", "debugfs")
 	img, err := guest.Build(t.Context(), guest.Recipe{
 		Root: &guest.Root{

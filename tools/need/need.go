@@ -5,6 +5,8 @@
 //	             not    -> CI=true:  the test fails   (a gate that always skips hides a broken test)
 //	                       else:     the test skips, with the reason and what to do
 //
+// Time alone lets a test skip in CI as well: who says -short wants less.
+//
 // A gate is the first thing a test calls, before it makes anything.
 package need
 
@@ -55,6 +57,14 @@ func note(tb testing.TB, reason string) {
 	}
 	defer f.Close()
 	fmt.Fprintf(f, "%s: %s\n", tb.Name(), reason)
+}
+
+// Time asks for more of it than the quick loop has: under -short the test skips. What says what the test does, such as "boots a guest".
+func Time(tb testing.TB, what string) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skipf("%s, which make test does and -short does not", what)
+	}
 }
 
 // Root asks for the privileges to make namespaces, interfaces, mounts and BPF

@@ -17,6 +17,7 @@ var wrong = map[string]string{"indirect and next": "QEMU ignores next"}
 
 // TestStorageDaemon: what an old and honest device makes of it, except what kills it.
 func TestStorageDaemon(t *testing.T) {
+	need.Time(t, "attacks another daemon")
 	need.Program(t, drivertest.Program)
 	s, err := drivertest.Start(drivertest.Options{Dir: t.TempDir(), Size: 4 << 20, Log: os.Stderr})
 	if err != nil {

@@ -66,6 +66,9 @@ func TestKilledEngine(t *testing.T) {
 	for name, d := range shapes() {
 		for _, direct := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, " direct=", direct), func(t *testing.T) {
+				if !direct && testing.Short() {
+					t.Skip("make test does it without O_DIRECT, too")
+				}
 				o := drivertest.EngineOptions{Socket: socket(t), File: image(t, 32<<20), Queues: max(d.Queues, 1), Workers: 2, Direct: direct}
 				p, err := drivertest.Spawn(o)
 				must(t, err)
@@ -73,8 +76,11 @@ func TestKilledEngine(t *testing.T) {
 				d.Inflight, d.Reconnect = true, true
 				l := load(t, o.Socket, d, options(Options{}))
 				kills := 5
-				if need.Soak() {
+				switch {
+				case need.Soak():
 					kills = 50
+				case testing.Short():
+					kills = 2
 				}
 				r := whileRunning(t, l, kills, func() { must(t, p.Kill()); must(t, p.Restart()) })
 				t.Log(r)

@@ -246,6 +246,7 @@ func TestLyingFlush(t *testing.T) {
 
 // TestStorageDaemon: the same load on a device that is not ours, which is killed meanwhile; at the end the image is looked at.
 func TestStorageDaemon(t *testing.T) {
+	need.Time(t, "kills another daemon again and again")
 	need.Program(t, drivertest.Program)
 	for name, d := range shapes() {
 		if d.Packed {

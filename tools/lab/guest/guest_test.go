@@ -14,9 +14,7 @@ import (
 
 func image(t *testing.T) Image {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("boots a guest, which make test does and -short does not")
-	}
+	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64")
 	need.Program(t, "apt-get")
 	need.Program(t, "dpkg-deb")

@@ -15,9 +15,7 @@ import (
 
 // A guest has its root on a disk behind QEMU's own vhost-user-blk back-end: what the lab's tests of ours stand on.
 func TestRootOnDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("boots a guest, which make test does and -short does not")
-	}
+	need.Time(t, "boots a guest")
 	for _, program := range []string{"qemu-system-x86_64", "qemu-storage-daemon", "apt-get", "dpkg-deb", "mke2fs", "e2fsck"} {
 		need.Program(t, program)
 	}
