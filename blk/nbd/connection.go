@@ -89,6 +89,7 @@ func (l *lane) dropped() {
 	}
 	if c := l.next; c != nil {
 		if why == errReplaced && l.stand(c) == nil {
+			l.store.isRenewed(l)
 			l.answer(nil)
 			l.step()
 			return

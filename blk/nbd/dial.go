@@ -17,6 +17,7 @@ import (
 type link struct {
 	fd     int // a plain socket that blocks, as io_uring needs it
 	export *export
+	begun  time.Time // then it was dialled
 	// abort ends what stands behind the socket, and what it has still to send; nil: nothing does.
 	abort func()
 }
@@ -101,6 +102,7 @@ func noticeDeath(c *net.TCPConn, limit time.Duration) error {
 func (s *Store) connect(ctx context.Context) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, greetingLimit)
 	defer cancel()
+	begun := time.Now()
 	n, err := s.dial(ctx)
 	if err != nil {
 		return nil, s.say(ctx, err)
@@ -112,7 +114,7 @@ func (s *Store) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, s.say(ctx, err)
 	}
-	c := &link{export: e}
+	c := &link{export: e, begun: begun}
 	if secure, ok := n.Conn.(*tls.Conn); ok {
 		c.abort = func() { secure.NetConn().Close() } // not its own Close, which waits
 	}

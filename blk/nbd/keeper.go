@@ -26,6 +26,8 @@ type status struct {
 	up    bool
 	why   error
 	since time.Time
+	made  time.Time // its connection
+	size  uint64    // of the export, on that
 }
 
 var errNotYet = errors.New("there is no connection yet")
@@ -36,7 +38,13 @@ func (s *Store) isUp(l *lane) {
 		s.reconnects.Add(1)
 	}
 	l.opened = true
-	l.status.Store(&status{up: true, since: time.Now()})
+	now := time.Now()
+	l.status.Store(&status{up: true, since: now, made: now, size: l.export.size})
+}
+
+// isRenewed notes that it has gone over to another connection.
+func (s *Store) isRenewed(l *lane) {
+	l.status.Store(&status{up: true, since: l.status.Load().since, made: time.Now(), size: l.export.size})
 }
 
 func (s *Store) isDown(l *lane, why error) { l.status.Store(&status{why: why, since: time.Now()}) }
@@ -114,10 +122,22 @@ func (s *Store) provide(l *lane, c *link, last ending, first bool) (err error) {
 		return l.ctx.Err()
 	}
 	kept := first || s.witnessed(l, last.at) // the first one's past is the volume's business: blk.VolumeOptions.Restarted
-	s.learned(i)
+	if err := s.tell(l, i, c.begun); err != nil {
+		return err
+	}
 	err = errClosed
 	l.host.Worker.Do(func() { err = l.attach(c, kept) })
 	return err
+}
+
+// tell lets guests know what the export is, after the other lanes.
+func (s *Store) tell(l *lane, i blk.Info, begun time.Time) error {
+	ctx, cancel := context.WithTimeout(l.ctx, greetingLimit)
+	defer cancel()
+	if err := s.align(ctx, l, i.Size); err != nil {
+		return err
+	}
+	return s.learned(i, begun)
 }
 
 // witnessed tells whether the server is known to be the one there was before: another lane's connection to it, older than the break of this one, has brought an answer
@@ -128,7 +148,7 @@ func (s *Store) witnessed(l *lane, broken time.Time) bool {
 	s.mu.Unlock()
 	for _, o := range others {
 		before := o.status.Load()
-		if o == l || !before.up || !before.since.Before(broken) {
+		if o == l || !before.up || !before.made.Before(broken) {
 			continue
 		}
 		heard, asked := make(chan struct{}, 1), false
@@ -145,16 +165,4 @@ func (s *Store) witnessed(l *lane, broken time.Time) bool {
 		}
 	}
 	return false
-}
-
-// learned notes what an export is by now, and passes it on.
-func (s *Store) learned(i blk.Info) {
-	s.mu.Lock()
-	before := s.told
-	s.told = i
-	s.mu.Unlock()
-	before.Describe = i.Describe
-	if before != i && s.options.Watcher != nil {
-		s.options.Watcher.Changed(i)
-	}
 }

@@ -25,6 +25,7 @@ type mock struct {
 	clients  chan *mockConn  // that have come to the transmission phase
 	infos    []mockInfoReply // beside the size
 	secure   *tls.Config     // with STARTTLS
+	asked    func()          // INFO was answered; nil: nobody wants to know
 	mu       sync.Mutex      // of what change changes, from serve on
 }
 
@@ -141,6 +142,9 @@ func (m *mock) greet(c net.Conn) {
 			if option == optGo {
 				m.clients <- &mockConn{Conn: c, tb: m.tb}
 				return
+			}
+			if m.asked != nil {
+				m.asked()
 			}
 		default:
 			c.Write(optReply(option, repAck))

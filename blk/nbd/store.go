@@ -65,6 +65,7 @@ type Store struct {
 
 	mu     sync.Mutex // of what follows; no worker ever takes it but to end a lane
 	told   blk.Info   // what guests were told
+	sized  time.Time  // when they were told another size last
 	spare  *link      // the connection that Open made, for the first lane
 	lanes  []*lane
 	closed bool
@@ -209,65 +210,6 @@ func (s *Store) Open(h blk.Host, e blk.Events) (blk.Lane, error) {
 	s.lanes = append(s.lanes, l)
 	s.keep(l, c, ending{})
 	return l, nil
-}
-
-// Refresh asks the server anew what the export is. Since a connection goes on with the size it began with, all lanes go over to new ones if that has
-// changed; a server that allows one connection at a time does not answer while a lane has it.
-func (s *Store) Refresh(ctx context.Context) (blk.Info, error) {
-	now, err := s.ask(ctx)
-	if err != nil {
-		return s.Info(), err
-	}
-	s.mu.Lock()
-	was, lanes := s.told.Size, append([]*lane(nil), s.lanes...)
-	s.mu.Unlock()
-	if now.Size == was {
-		return s.Info(), nil
-	}
-	for _, l := range lanes {
-		if err := s.renew(ctx, l); err != nil {
-			return s.Info(), err
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.told = now
-	return s.told, nil
-}
-
-// ask learns what an export is without opening it.
-func (s *Store) ask(ctx context.Context) (blk.Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, greetingLimit)
-	defer cancel()
-	n, err := s.dial(ctx)
-	if err != nil {
-		return blk.Info{}, s.say(ctx, err)
-	}
-	defer n.leave()
-	e, err := n.enter(optInfo, s.address.export)
-	if err != nil {
-		return blk.Info{}, s.say(ctx, err)
-	}
-	return s.suits(e)
-}
-
-// renew gives a lane a new connection, and waits until it has gone over to it.
-func (s *Store) renew(ctx context.Context, l *lane) error {
-	c, err := s.connect(ctx)
-	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	l.host.Worker.Do(func() { l.replace(c, done) })
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
-		return fmt.Errorf("%s: a new connection: %w", s.options.URI, err)
-	}
-	return nil
 }
 
 // suits judges an export that guests know already, and says what it is to them. A server in the place of another may have another size, and lack what requests
