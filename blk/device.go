@@ -36,14 +36,16 @@ type Device struct {
 	area     *vhostuser.Inflight // the front-end's; nil: none
 	unread   bool                // what a process before this one left there was not looked at
 	came     int64               // when the front-end did, by dataplane.Clock
-	drain    time.Duration       // how long a ring that is stopped waits for the store
-	tired    time.Time           // until then none does: the store has not answered
+	drain    time.Duration       // how long rings that are stopped wait for the store
+	waited   time.Duration       // they have, by rested; what was then is had back as time goes by
+	rested   time.Time
 }
 
 var (
 	_ vhostuser.Device          = (*Device)(nil)
 	_ vhostuser.Logger          = (*Device)(nil)
 	_ vhostuser.InflightTracker = (*Device)(nil)
+	_ vhostuser.VringsStopper   = (*Device)(nil)
 )
 
 // MaxQueues is how many queues a device may have: vhost-user numbers rings with 8 bits.
@@ -188,10 +190,12 @@ func (d *Device) update(change func(*DeviceState)) {
 
 // on runs fn on the queue's worker between two rounds. Where that touches memory that is gone, the queue goes out of service.
 func (q *Queue) on(fn func()) {
-	q.worker.Do(func() {
-		defer q.contain()
-		fn()
-	})
+	q.worker.Do(func() { q.contained(func(*Queue) { fn() }) })
+}
+
+func (q *Queue) contained(fn func(*Queue)) {
+	defer q.contain()
+	fn(q)
 }
 
 // each runs fn for every queue, on its worker.

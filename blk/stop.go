@@ -2,67 +2,99 @@ package blk
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 )
 
-// A front-end waits for StopVring, resets and the removal of memory under its big lock, and a store may not answer for minutes. So:
+// A front-end waits for rings that stop, for resets and for the removal of memory under its big lock, and a store may not answer for minutes. So all rings that are to
+// stop, or have requests in memory that goes, wait together:
 //
-//	0 ms    nothing is taken any more; what is under way has until drainTime to end by itself, which is what happens to nearly all of it
-//	20 ms   the gate is asked to call the rest back (Lane.Withdraw)
-//	75 ms   what has not come back by then is left alone: its run waits for it, its guest memory cannot be used for anything else, and no ring
-//	        of the device takes anything until it has ended
+//	StopVrings ───┐            0 ms   pause      nothing is taken any more; what is under way has until drainTime to end by itself, as nearly all of it does
+//	RemoveMemory ─┴▶ withdraw  20 ms  callBack   the gates are asked for the rest (Lane.Withdraw)
+//	                           75 ms             what has not come back by then is left alone: its run waits for it, its guest memory cannot be used
+//	                                             for anything else, and no ring of the device takes anything until it has ended
+//	StopVrings ─▶ letGo, forget    what has no answer is given back to the driver's side of the ring (inflight.go): the base is one behind which nothing is lost
+//	RemoveMemory ─▶ resume         what came back goes to the store again, or fails if it lay there
 //
-// and whatever has no answer is given back to the driver's side of the ring (inflight.go), so the front-end is told a base behind which nothing is lost. A device
-// with many queues spends drainTime once.
+// Calls one after the other wait no longer together, but for leastTime each: what a device has waited it has back only after as long.
 const (
 	drainTime    = 20 * time.Millisecond
 	withdrawTime = 55 * time.Millisecond
+	leastTime    = 5 * time.Millisecond
 )
 
-// StopVring implements vhostuser.Device. A ring that has failed is where it was when it failed.
+// StopVring implements vhostuser.Device.
 func (d *Device) StopVring(index int) (base uint32, err error) {
+	var bases [1]uint32
+	err = d.StopVrings([]int{index}, bases[:])
+	return bases[0], err
+}
+
+// StopVrings implements vhostuser.VringsStopper. A ring that has failed is where it was when it failed.
+func (d *Device) StopVrings(indices []int, bases []uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	q, err := d.queue(index)
-	if err != nil {
-		return 0, err
+	queues := make([]*Queue, len(indices))
+	for i, index := range indices {
+		q, err := d.queue(index)
+		if err != nil {
+			return err
+		}
+		queues[i] = q
 	}
-	d.pause(q)
-	q.on(q.letGo)
-	q.on(q.forget)
-	if q.rest != nil {
-		q.rest.clear()
-	}
-	return q.base, nil
-}
-
-// pause has queues take nothing more, and waits until nothing of them is at their gates, as long as that may take for all of them together.
-func (d *Device) pause(queues ...*Queue) {
-	settled := make([]chan struct{}, len(queues))
+	d.withdraw(queues)
+	together(queues, (*Queue).letGo)
+	together(queues, (*Queue).forget) // also of what has just turned out to be gone
 	for i, q := range queues {
-		q.on(func() { settled[i] = q.pause() })
-	}
-	most := d.drain
-	if time.Now().Before(d.tired) {
-		most = 0 // the store has had its time, with a ring that was stopped before
-	}
-	if wait(settled, most) {
-		return
-	}
-	d.tired = time.Now().Add(time.Second)
-	for i, q := range queues {
-		if settled[i] != nil {
-			q.on(q.callBack)
+		if bases[i] = q.base; q.rest != nil {
+			q.rest.clear()
 		}
 	}
-	wait(settled, withdrawTime)
+	return nil
 }
 
+// withdraw has queues take nothing more, and waits until nothing of them is at their gates, as long as that may take.
+func (d *Device) withdraw(queues []*Queue) {
+	settled := make([]chan struct{}, len(queues))
+	together(queues, func(q *Queue) { settled[slices.Index(queues, q)] = q.pause() })
+	began := time.Now()
+	spent := max(0, d.waited-began.Sub(d.rested))
+	if !wait(settled, began.Add(d.drain-spent)) {
+		together(queues, (*Queue).callBack)
+		wait(settled, began.Add(max(d.drain+withdrawTime-spent, leastTime)))
+	}
+	d.rested = time.Now()
+	d.waited = spent + d.rested.Sub(began)
+}
+
+// few is for how many queues a worker does something in one go, between two rounds in which it sees to its other guests.
+const few = 16
+
+// together runs fn for queues, each on its worker, as queues of one worker do not wait for one another.
+func together(queues []*Queue, fn func(*Queue)) {
+	for some := range slices.Chunk(queues, few) {
+		for i, first := range some {
+			if slices.ContainsFunc(some[:i], first.neighbours) {
+				continue
+			}
+			first.worker.Do(func() {
+				for _, q := range some[i:] {
+					if q.neighbours(first) {
+						q.contained(fn)
+					}
+				}
+			})
+		}
+	}
+}
+
+func (q *Queue) neighbours(other *Queue) bool { return q.worker == other.worker }
+
 // wait tells whether all that is waited for happened in time; nil: there is nothing to wait for.
-func wait(all []chan struct{}, most time.Duration) bool {
-	t := time.NewTimer(most)
+func wait(all []chan struct{}, until time.Time) bool {
+	t := time.NewTimer(time.Until(until))
 	defer t.Stop()
 	for _, c := range all {
 		if c == nil {
@@ -161,11 +193,9 @@ func (d *Device) RemoveMemory(region vhostuser.Region) error {
 			paused = append(paused, q)
 		}
 	}
-	d.pause(paused...)
+	d.withdraw(paused)
 	err := d.memory.Remove(region)
-	for _, q := range paused {
-		q.on(q.resume)
-	}
+	together(paused, (*Queue).resume)
 	return err
 }
 

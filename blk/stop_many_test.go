@@ -1,6 +1,7 @@
 package blk
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -20,56 +21,111 @@ func (g *recorder) Withdraw() {
 	g.ram.Withdraw()
 }
 
-// TestRemoveMemoryOfMany: a front-end waits once for the store, however many queues have requests in the memory that it removes.
-func TestRemoveMemoryOfMany(t *testing.T) {
-	const queues = 3
-	b := bare(t, modern, bedQueue)
-	var gates []*recorder
+// many is a device whose rings all have a read at a store that does not answer.
+type many struct {
+	*bed
+	gates []*recorder
+}
+
+func newMany(t *testing.T, queues int) many {
+	t.Helper()
+	m := many{bed: bare(t, modern, bedQueue)}
 	var all []*Queue
 	for range queues {
 		g := &recorder{ram: ram{disk: make([]byte, bedSize), hold: true, deaf: true}}
-		gates = append(gates, g)
-		all = append(all, &Queue{worker: b.worker, gate: g})
+		m.gates = append(m.gates, g)
+		all = append(all, &Queue{worker: m.worker, gate: g})
 	}
-	b.dev = newDevice(bedInfo, "a-disk", all...)
-	b.dev.failed = func(error) {}
-	b.connect()
+	m.dev = newDevice(bedInfo, "a-disk", all...)
+	m.dev.failed = func(error) {}
+	m.connect()
 	t.Cleanup(func() {
 		for i := range all {
-			_, _ = b.dev.StopVring(i)
+			_, _ = m.dev.StopVring(i)
 		}
-		b.dev.Disconnected()
+		m.dev.Disconnected()
 	})
 	for i := range all {
 		at := i * 0x5000 // each ring's tables
 		var err error
-		b.driver, err = virtq.NewDriver(virtq.DriverOptions{
-			Layout: virtq.Layout{Desc: b.memory[at:], Avail: b.memory[at+0x2000:], Used: b.memory[at+0x4000:]}, Size: b.size,
+		m.driver, err = virtq.NewDriver(virtq.DriverOptions{
+			Layout: virtq.Layout{Desc: m.memory[at:], Avail: m.memory[at+0x2000:], Used: m.memory[at+0x4000:]}, Size: m.size,
 		})
-		b.must(err)
-		c := b.vring(nil)
+		m.must(err)
+		c := m.vring(nil)
 		c.Index, c.DescAddr, c.AvailAddr, c.UsedAddr = i, c.DescAddr+uint64(at), c.AvailAddr+uint64(at), c.UsedAddr+uint64(at)
-		b.must(b.dev.StartVring(c))
-		request := b.buffers(16, 512)
-		b.put(header(1, 0), request)
-		b.add(request, b.buffers(1))
+		m.must(m.dev.StartVring(c))
+		request := m.buffers(16, 512)
+		m.put(header(1, 0), request)
+		m.add(request, m.buffers(1))
 	}
-	b.worker.Do(func() {
+	m.worker.Do(func() {
 		for _, q := range all[1:] {
-			b.worker.Add(q)
+			m.worker.Add(q)
 		}
 	})
-	b.run()
-	b.await("requests at the store", func() bool {
-		return len(gates[0].waiting)+len(gates[1].waiting)+len(gates[2].waiting) == queues
+	m.run()
+	m.await("requests at the store", func() bool {
+		n := 0
+		for _, g := range m.gates {
+			n += len(g.waiting)
+		}
+		return n == queues
 	})
-	b.must(b.dev.RemoveMemory(b.regions()[1]))
-	if apart := gates[queues-1].when.Sub(gates[0].when); gates[queues-1].when.IsZero() || apart >= withdrawTime {
-		t.Errorf("the last queue's requests are called back %v after the first one's", apart)
+	return m
+}
+
+// together wants all queues' requests to be called back without a wait in between, and has them end.
+func (m many) together(what string) {
+	m.Helper()
+	var when []time.Time
+	for i, g := range m.gates {
+		if when = append(when, g.when); g.when.IsZero() {
+			m.Fatalf("%s: nobody calls the requests of ring %d back", what, i)
+		}
 	}
-	b.worker.Do(func() {
-		for _, g := range gates {
+	slices.SortFunc(when, time.Time.Compare)
+	if apart := when[len(when)-1].Sub(when[0]); apart >= withdrawTime {
+		m.Errorf("%s: the last ring's requests are called back %v after the first one's", what, apart)
+	}
+	m.worker.Do(func() {
+		for _, g := range m.gates {
 			g.end(0, OK)
 		}
 	})
+}
+
+// TestRemoveMemoryOfMany: a front-end waits once for the store, however many queues have requests in the memory that it removes.
+func TestRemoveMemoryOfMany(t *testing.T) {
+	m := newMany(t, 3)
+	m.must(m.dev.RemoveMemory(m.regions()[1]))
+	m.together("RemoveMemory")
+}
+
+// TestStopOfMany: and however many rings stop at once.
+func TestStopOfMany(t *testing.T) {
+	m := newMany(t, 3)
+	m.must(m.dev.StopVrings([]int{0, 1, 2}, make([]uint32, 3)))
+	m.together("StopVrings")
+}
+
+// TestStopsInTurn: it waits no longer together where rings stop one after the other and then memory goes, as of that which one REM_MEM_REG may ask for.
+func TestStopsInTurn(t *testing.T) {
+	m := newMany(t, 3)
+	m.dev.drain = drainTime
+	for i := range 2 {
+		_, err := m.dev.StopVring(i)
+		m.must(err)
+	}
+	m.must(m.dev.RemoveMemory(m.regions()[1]))
+	spent := m.dev.waited
+	m.worker.Do(func() {
+		for _, g := range m.gates {
+			g.end(0, OK)
+		}
+	})
+	t.Logf("waited %v", spent)
+	if most := drainTime + withdrawTime + 2*leastTime + 25*time.Millisecond; spent > most {
+		t.Errorf("three calls waited %v for the store, more than %v", spent, most)
+	}
 }

@@ -42,6 +42,12 @@ type Device interface {
 	Disconnected()
 }
 
+// VringsStopper is a Device that takes no longer to stop several rings than to stop one: what it waits for, it waits for once.
+type VringsStopper interface {
+	// StopVrings is StopVring for rings that run, all of them at once, and stores their bases. An error says that all are lost.
+	StopVrings(indices []int, bases []uint32) error
+}
+
 // ConfigSpace is a Device that also answers GET_CONFIG and SET_CONFIG (protocol feature CONFIG).
 // QEMU keeps the configuration of a network device itself and warns about back-ends that offer to.
 type ConfigSpace interface {

@@ -42,7 +42,7 @@ func (s *session) setMemTable(m *message) ([]byte, error) {
 	if err := roomFor(table); err != nil {
 		return nil, err
 	}
-	if err := s.stopAll(); err != nil {
+	if err := s.stopAll(every); err != nil {
 		return nil, err
 	}
 	if err := s.device.SetMemory(regions[:n]); err != nil {
@@ -100,12 +100,8 @@ func (s *session) remMemReg(m *message) ([]byte, error) {
 		return nil, nil
 	}
 	gone, table := s.memory[i], s.memory.without(i)
-	for j := range s.rings {
-		if s.rings[j].running && s.rings[j].missing(s.features, table) != "" {
-			if err := s.stop(j); err != nil {
-				return nil, err
-			}
-		}
+	if err := s.stopAll(func(r *vring) bool { return r.missing(s.features, table) != "" }); err != nil {
+		return nil, err
 	}
 	gone.FD = -1
 	if err := s.device.RemoveMemory(gone.Region); err != nil {

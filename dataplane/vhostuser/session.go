@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -172,10 +173,10 @@ func (s *session) send(b []byte) error {
 
 // end takes everything back from the device.
 func (s *session) end() {
+	if err := s.stopAll(every); err != nil {
+		s.log.write(slog.LevelWarn, "vhost-user rings did not stop cleanly", "reason", err)
+	}
 	for i := range s.rings {
-		if err := s.stop(i); err != nil {
-			s.log.write(slog.LevelWarn, "vhost-user ring did not stop cleanly", "ring", i, "reason", err)
-		}
 		s.showError(i, -1)
 		s.rings[i].closeFDs()
 	}
@@ -229,34 +230,58 @@ func (s *session) enabled(i int) bool {
 	return s.features&FeatureProtocol == 0 || s.rings[i].enabled
 }
 
-// stop takes ring i back from the device if it has it.
-func (s *session) stop(i int) error {
-	r := &s.rings[i]
-	if !r.running {
+// stop takes those of the rings back from the device that it has, at once where it can do that. An error ends the session; none of them runs any more.
+func (s *session) stop(indices ...int) error {
+	indices = slices.DeleteFunc(indices, func(i int) bool { return !s.rings[i].running })
+	if len(indices) == 0 {
 		return nil
 	}
-	r.running = false
-	base, err := s.device.StopVring(i)
-	if err != nil {
-		return fatal{fmt.Errorf("ring %d: stop: %w", i, err)}
+	bases := make([]uint32, len(indices))
+	err := s.stopVrings(indices, bases)
+	for n, i := range indices {
+		s.rings[i].running = false
+		s.rings[i].config.Base = bases[n]
 	}
-	r.config.Base = base
+	if err != nil {
+		return fatal{err}
+	}
 	return nil
 }
 
-func (s *session) stopAll() error {
-	for i := range s.rings {
-		if err := s.stop(i); err != nil {
-			return err
+func (s *session) stopVrings(indices []int, bases []uint32) (err error) {
+	if d, ok := s.device.(VringsStopper); ok {
+		if err = d.StopVrings(indices, bases); err != nil {
+			err = fmt.Errorf("rings %v: stop: %w", indices, err)
+		}
+		return err
+	}
+	for n, i := range indices {
+		var lost error
+		if bases[n], lost = s.device.StopVring(i); lost != nil {
+			err = errors.Join(err, fmt.Errorf("ring %d: stop: %w", i, lost))
 		}
 	}
-	return nil
+	return err
 }
+
+// stopAll stops the rings that are meant.
+func (s *session) stopAll(meant func(*vring) bool) error {
+	var indices []int
+	for i := range s.rings {
+		if meant(&s.rings[i]) {
+			indices = append(indices, i)
+		}
+	}
+	return s.stop(indices...)
+}
+
+// every is all rings.
+func every(*vring) bool { return true }
 
 // halt ends what SET_VRING_KICK began, for all rings. Sizes, places and call descriptors stay known: not every
 // front-end repeats them.
 func (s *session) halt() error {
-	if err := s.stopAll(); err != nil {
+	if err := s.stopAll(every); err != nil {
 		return err
 	}
 	for i := range s.rings {

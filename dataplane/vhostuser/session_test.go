@@ -412,6 +412,65 @@ func TestDeviceRefuses(t *testing.T) {
 	eventually(t, "disconnected", func() bool { return d.disconnects() == 1 })
 }
 
+// haltingDevice stops rings all at once.
+type haltingDevice struct {
+	*fakeDevice
+	calls [][]int
+}
+
+func (d *haltingDevice) StopVrings(indices []int, bases []uint32) (err error) {
+	d.set(func() { d.calls = append(d.calls, slices.Clone(indices)) })
+	for n, i := range indices {
+		if bases[n], err = d.StopVring(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestStopsTogether: whatever stops several rings asks a device once that can stop them at once.
+func TestStopsTogether(t *testing.T) {
+	d := &haltingDevice{fakeDevice: newFake(t)}
+	b := listenDevice(t, d, Options{})
+	g := newGuest(t)
+	f := dial(t, b)
+	must(t, f.Negotiate(wantAll, wantAll))
+	start := func() {
+		t.Helper()
+		must(t, f.SetMemory(g.region()))
+		must(t, f.StartVring(g.ring(0)))
+		must(t, f.StartVring(g.ring(1)))
+		d.set(func() { d.calls = nil })
+	}
+	stopped := func(what string) {
+		t.Helper()
+		d.set(func() {
+			if !slices.EqualFunc(d.calls, [][]int{{0, 1}}, slices.Equal) {
+				t.Errorf("%s: stopped %v", what, d.calls)
+			}
+		})
+	}
+	for name, stop := range map[string]func(){
+		"SET_MEM_TABLE": func() { must(t, f.SetMemory(g.region())) },
+		"REM_MEM_REG":   func() { must(t, f.RemoveMemory(g.region())) },
+		"RESET_OWNER":   func() { must(t, f.Do(ResetOwner, nil)) },
+		"RESET_DEVICE":  func() { must(t, f.Reset()); must(t, f.AcceptFeatures(FeatureProtocol|1<<32)) },
+		"status 0":      func() { must(t, f.SetStatus(0)); must(t, f.AcceptFeatures(FeatureProtocol|1<<32)) },
+	} {
+		start()
+		stop()
+		stopped(name)
+		for i := range 2 {
+			_, err := f.StopVring(i)
+			must(t, err)
+		}
+	}
+	start()
+	must(t, f.Close())
+	eventually(t, "disconnected", func() bool { return d.disconnects() == 1 })
+	stopped("disconnect")
+}
+
 // TestStopIsQuick: the answer waits for the device and for nothing else, and Status for neither.
 func TestStopIsQuick(t *testing.T) {
 	d := newFake(t)

@@ -159,6 +159,9 @@ func (e *Engine) open(w blk.Watcher) (blk.Store, error) {
 	return file.Open(e.o.File, file.Options{Direct: e.o.Direct})
 }
 
+// Socket is where its device is.
+func (e *Engine) Socket() string { return e.o.Socket }
+
 // Workers are the threads, for who measures or changes them.
 func (e *Engine) Workers() []*dataplane.Worker { return e.workers }
 
