@@ -32,6 +32,9 @@ func (c *Config) check(at positions) []Problem {
 
 // fail reports a problem where path stands, or where the object around it does when the key is absent.
 func (k *checker) fail(path, format string, args ...any) {
+	if enough(k.problems) {
+		return
+	}
 	path = strings.TrimPrefix(path, ".") // of a document that is one object
 	p := Problem{Path: path, Reason: fmt.Sprintf(format, args...)}
 	for around := path; ; {

@@ -366,6 +366,36 @@ shunt.yaml:8:5: uplinks[0]: the uplink leads nowhere: give interface or vhost-us
 	}
 }
 
+// A document that is wrong everywhere is refused in a few lines: a body of 4 MiB had an answer of 800 MB.
+func TestTooManyProblems(t *testing.T) {
+	const ports = 5000
+	for name, parse := range map[string]func() error{
+		"values": func() error {
+			_, err := ParseJSON([]byte(`{"ports":[` + strings.Repeat(`0,`, ports) + `0]}`))
+			return err
+		},
+		"keys": func() error {
+			_, err := ParseJSON([]byte(`{` + strings.Repeat(`"x":0,`, ports) + `"y":0}`))
+			return err
+		},
+		"rules": func() error {
+			_, err := Parse("x.yaml", []byte("ports:\n"+strings.Repeat("- {}\n", ports)))
+			return err
+		},
+	} {
+		var invalid *Error
+		if err := parse(); !errors.As(err, &invalid) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if n := len(invalid.Problems); n != maxProblems+1 {
+			t.Errorf("%s: %d problems are told, want %d and that there are more", name, n, maxProblems)
+		}
+		if last := invalid.Problems[len(invalid.Problems)-1].Reason; !strings.Contains(last, "more") {
+			t.Errorf("%s: the last line says nothing of the rest: %s", name, last)
+		}
+	}
+}
+
 func TestJSON(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
 		{`{"ports": [{"name": "p1",` + "\n" + ` "Network": "blue"}]}`, `2:2: ports[0]: unknown key "Network"`},

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // positions remembers where the value of each path stands. A path that is missing was not given.
@@ -28,7 +29,7 @@ func decode(text []byte, to any, read func([]byte) (*node, *Problem)) (positions
 	return d.at, d.problems
 }
 
-// decoder carries a tree into Go values. It goes on after a problem, to report them all.
+// decoder carries a tree into Go values. It goes on after a problem, to report more than one.
 type decoder struct {
 	at       positions
 	problems []Problem
@@ -40,6 +41,9 @@ type nodeDecoder interface {
 }
 
 func (d *decoder) fail(path string, n *node, err error) {
+	if enough(d.problems) {
+		return
+	}
 	d.problems = append(d.problems, Problem{Line: n.line, Column: n.column, Path: path, Reason: err.Error()})
 }
 
@@ -223,12 +227,19 @@ type fields struct {
 	index map[string]int
 }
 
+// known has the fields of types met before: a document has thousands of objects, of a few types.
+var known sync.Map // reflect.Type -> fields
+
 func fieldsOf(t reflect.Type) fields {
+	if f, met := known.Load(t); met {
+		return f.(fields)
+	}
 	f := fields{index: map[string]int{}}
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 		f.names = append(f.names, name)
 		f.index[name] = i
 	}
+	known.Store(t, f)
 	return f
 }

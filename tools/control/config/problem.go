@@ -15,7 +15,11 @@ type Problem struct {
 	Reason string `json:"reason"`         // one sentence
 }
 
-// Error is everything wrong with a document, in the order of its lines.
+// maxProblems is how many are told of one document. A file of another kind, or a large body, has one in every few bytes, and each is a hundred times
+// as long as those.
+const maxProblems = 100
+
+// Error is what is wrong with a document, in the order of its lines: everything, or where that is too much, the beginning.
 type Error struct {
 	File     string // empty: not a file
 	Problems []Problem
@@ -48,6 +52,9 @@ func (p Problem) where(file string) string {
 	return strings.TrimPrefix(b.String(), " ") + " "
 }
 
+// enough reports whether no more problems need to be looked into: there is one that failure leaves out.
+func enough(problems []Problem) bool { return len(problems) > maxProblems }
+
 // failure returns the problems as an error, nil for none.
 func failure(file string, problems []Problem) error {
 	if len(problems) == 0 {
@@ -56,5 +63,8 @@ func failure(file string, problems []Problem) error {
 	slices.SortStableFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
+	if enough(problems) {
+		problems = append(problems[:maxProblems], Problem{Reason: fmt.Sprintf("there is more: these are the first %d problems", maxProblems)})
+	}
 	return &Error{File: file, Problems: problems}
 }
