@@ -16,26 +16,29 @@ import (
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/lab/daemon"
 	"github.com/shuntio/shunt/tools/lab/guest"
+	"github.com/shuntio/shunt/tools/lab/leftover"
 	"github.com/shuntio/shunt/tools/lab/netlab"
 	"github.com/shuntio/shunt/tools/lab/peer"
 	"github.com/shuntio/shunt/tools/need"
 )
 
-// buildDir is made once a process and removed by TestMain.
+// buildDir is where the programs are built, once a process.
 var buildDir string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "shunt-lab-")
+	temporary := os.TempDir()
+	status := leftover.Run(func() int {
+		dir, err := os.MkdirTemp("", "built")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		defer daemon.SweepRings(os.TempDir())
 		buildDir = dir
 		return m.Run()
-	}())
+	})
+	daemon.SweepRings(temporary)
+	os.Exit(status)
 }
 
 var buildDaemon = sync.OnceValues(func() (string, error) {
@@ -124,6 +127,10 @@ func prepare(t *testing.T, ns *netlab.Namespace, name, config string) *daemon.Da
 	t.Helper()
 	d := daemon.New(daemon.Options{Name: name, Binary: shuntd(t), Namespace: ns, Dir: t.TempDir(), Config: config})
 	t.Cleanup(func() {
+		if t.Failed() && d.Running() {
+			drops, err := d.API().Drops(context.Background())
+			t.Logf("%s dropped %v (%v)", name, drops, err)
+		}
 		if d.Running() || d.Died() {
 			if err := d.Stop(context.Background()); err != nil {
 				t.Error(err)
@@ -208,6 +215,23 @@ func pings(t *testing.T, ctx context.Context, from peer.Runner, to string, sizes
 		if err != nil || p.Received != p.Sent {
 			t.Errorf("ping %s with %d bytes: %d of %d came back (%v)", to, size, p.Received, p.Sent, err)
 		}
+	}
+}
+
+// iperf measures a connection or a flow that must reach a rate, in bit/s. On a busy machine it has several tries: one alone may find a guest that nobody
+// runs, and what cannot reach the rate never does.
+func iperf(t *testing.T, ctx context.Context, server, client peer.Runner, address string, least float64, o peer.IperfOptions) peer.Iperfed {
+	t.Helper()
+	const tries = 5
+	for n := 1; ; n++ {
+		r, err := peer.Iperf(ctx, server, client, address, o)
+		if err != nil || r.BitsPerSecond < least && n == tries {
+			t.Errorf("%s %+v: %+v, want %.0f bit/s (%v)", address, o, r, least, err)
+		}
+		if err != nil || r.BitsPerSecond >= least || n == tries {
+			return r
+		}
+		t.Logf("%s %+v: %.0f bit/s, once more", address, o, r.BitsPerSecond)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/bpf"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/lab/daemon"
 	"github.com/shuntio/shunt/tools/lab/guest"
@@ -75,6 +76,9 @@ func newMove(t *testing.T) *move {
 		netlab.End{Namespace: s.pen, Name: "eth0", MTU: 1450, Addrs: []string{"10.0.0.2/24", "10.0.1.2/24"}}, 1)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if xdpMode() == bpf.Generic { // such a program sees long packets before anybody cuts them, and drops them
+		run(t, s.pen, "ethtool", "-K", "eth0", "tx", "off", "tso", "off", "gso", "off")
 	}
 	for i, host := range s.hosts {
 		config := fmt.Sprintf("workers: {cpus: [1]}\nuplinks: [{name: up, interface: up, address: 192.0.2.%d}]\n"+

@@ -158,7 +158,8 @@ func TestUnit(t *testing.T) {
 	})
 	t.Run("hang", func(t *testing.T) {
 		before := pid()
-		awaitCondition(t, ctx, "a daemon in service", func() bool { _, err := client.Status(ctx); return err == nil })
+		// Not only in service, but known to be: until then systemd waits for as long as the unit lets a daemon start.
+		awaitCondition(t, ctx, "systemd to know the daemon in service", func() bool { _, err := m.Run(ctx, "systemctl", "is-active", "shuntd"); return err == nil })
 		if err := syscall.Kill(before, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

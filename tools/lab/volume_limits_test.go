@@ -44,19 +44,30 @@ func TestVolumeLimits(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	rate := answerRates(loads, 4*time.Second)
-	for what, r := range map[string][2]float64{
-		"requests of one":     {rate["iops"], iops},
-		"bytes of one":        {rate["bps"] * bytes, bps},
-		"requests of a group": {rate["group-0"] + rate["group-1"], iops},
-	} {
-		if got, want := r[0], r[1]; got < 0.9*want || got > 1.1*want {
-			t.Errorf("%s: %.0f a second, want %.0f", what, got, want)
+	// More than it may have no disk ever gets. Less each does while the machine has no CPU for it, so each has several tries to get what it may.
+	missing := map[string]bool{"requests of one": true, "bytes of one": true, "requests of a group": true, "each of a group": true}
+	for n := 0; len(missing) > 0 && n < 8; n++ {
+		rate := answerRates(loads, 2*time.Second)
+		for what, r := range map[string][2]float64{
+			"requests of one":     {rate["iops"], iops},
+			"bytes of one":        {rate["bps"] * bytes, bps},
+			"requests of a group": {rate["group-0"] + rate["group-1"], iops},
+		} {
+			t.Logf("%s: %.0f a second of %.0f", what, r[0], r[1])
+			if r[0] > 1.1*r[1] {
+				t.Errorf("%s: %.0f a second, want %.0f", what, r[0], r[1])
+			}
+			if r[0] >= 0.9*r[1] {
+				delete(missing, what)
+			}
 		}
-		t.Logf("%s: %.0f a second of %.0f", what, r[0], r[1])
+		if rate["group-0"] >= iops/4 && rate["group-1"] >= iops/4 {
+			delete(missing, "each of a group")
+		}
+		t.Logf("of a group one disk has %.0f requests a second, the other %.0f", rate["group-0"], rate["group-1"])
 	}
-	if rate["group-0"] < iops/4 || rate["group-1"] < iops/4 {
-		t.Errorf("of a group one disk has %.0f requests a second, the other %.0f", rate["group-0"], rate["group-1"])
+	for what := range missing {
+		t.Errorf("%s never were as many as they may be", what)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -85,6 +86,7 @@ type Testpmd struct {
 	name    string
 	process *netlab.Process
 	term    *os.File
+	runtime string // DPDK's directory for it, which DPDK leaves behind
 	close   sync.Once
 
 	mu     sync.Mutex // one command at a time
@@ -128,7 +130,7 @@ func (o TestpmdOptions) arguments() []string {
 	if o.HugePages {
 		args = append(args, "--in-memory", "--single-file-segments")
 	} else {
-		args = append(args, "--no-huge", "--no-shconf", fmt.Sprintf("--file-prefix=shunt-%d-%s", os.Getpid(), o.Name))
+		args = append(args, "--no-huge", "--no-shconf", "--file-prefix="+o.prefix())
 	}
 	for _, device := range o.Devices {
 		args = append(args, "--vdev="+device)
@@ -137,6 +139,9 @@ func (o TestpmdOptions) arguments() []string {
 	args = append(args, "--", "-i", "--forward-mode="+mode, "--total-num-mbufs=16384", "--no-flush-rx")
 	return append(args, o.Args...)
 }
+
+// prefix of the names of files that DPDK makes for this testpmd alone.
+func (o TestpmdOptions) prefix() string { return fmt.Sprintf("shunt-%d-%s", os.Getpid(), o.Name) }
 
 func (t *Testpmd) launch(o TestpmdOptions) error {
 	master, slave, err := openTerminal()
@@ -152,6 +157,9 @@ func (t *Testpmd) launch(o TestpmdOptions) error {
 		return err
 	}
 	t.term = master
+	if !o.HugePages { // those share one, of DPDK's own name
+		t.runtime = filepath.Join("/run/dpdk", o.prefix())
+	}
 	go t.output.fill(master)
 	return nil
 }
@@ -277,6 +285,9 @@ func (t *Testpmd) Close() error {
 			}
 		}
 		t.term.Close()
+		if t.runtime != "" {
+			err = errors.Join(err, os.RemoveAll(t.runtime))
+		}
 	})
 	return err
 }
