@@ -131,17 +131,15 @@ func (d *Device) Start() {
 	}
 }
 
-// Close ends the device, to which no front-end is connected any more, and its gates. It fails where a request that nobody can end is still under way.
+// Close ends the device, to which no front-end is connected any more, and its gates. With ErrBusy a request that nobody can end is still under way; it may be called again.
 func (d *Device) Close() error {
 	if d.volume != nil {
 		d.volume.OnChange(nil)
 	}
-	for _, q := range d.queues {
-		if err := q.drained(); err != nil {
-			return err
-		}
-		q.worker.Do(func() { q.worker.Remove(q) })
+	if err := d.drained(); err != nil {
+		return err
 	}
+	together(d.queues, func(q *Queue) { q.worker.Remove(q) })
 	d.closeGates()
 	return nil
 }

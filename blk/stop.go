@@ -1,6 +1,7 @@
 package blk
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -242,15 +243,20 @@ func (q *Queue) resume() {
 	}
 }
 
+// ErrBusy says that a device cannot be closed yet.
+var ErrBusy = errors.New("requests are still under way, which the store does not end")
+
 // closeTime is how long Close waits for requests that were left alone.
 const closeTime = 2 * time.Second
 
-// drained waits until nothing of the queue is at its gate.
-func (q *Queue) drained() error {
-	for deadline := time.Now().Add(closeTime); ; time.Sleep(time.Millisecond) {
+// drained waits until nothing of any queue is at its gate.
+func (d *Device) drained() error {
+	deadline := time.Now().Add(closeTime)
+	for pause := time.Millisecond; ; pause = min(2*pause, closeTime/20) {
 		busy := 0
-		q.worker.Do(func() {
-			if busy = q.gate.Busy(); busy > 0 {
+		together(d.queues, func(q *Queue) {
+			if n := q.gate.Busy(); n > 0 {
+				busy += n
 				q.gate.Withdraw()
 			}
 		})
@@ -258,7 +264,8 @@ func (q *Queue) drained() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("queue %d: %d requests are still under way, which the store does not end: the kernel has them, or a network file system", q.index, busy)
+			return fmt.Errorf("%w: the kernel has %d of them, or a network file system", ErrBusy, busy)
 		}
+		time.Sleep(pause)
 	}
 }

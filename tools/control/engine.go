@@ -93,10 +93,11 @@ type Engine interface {
 
 	// AddVolume opens the volume's store and then its socket. A server that cannot be reached is no error: the volume waits for it, and its status says
 	// why. What is wrong with the configuration is one, as is a file that cannot be opened. UpdateVolume changes everything but what
-	// ReplacesVolume names, while the guest stays connected. RemoveVolume disconnects the guest, removes the socket and closes the store.
+	// ReplacesVolume names, while the guest stays connected. RemoveVolumes disconnects the guests, removes the sockets and closes the stores, of all at the same time, since any
+	// may be one that does not answer. It returns an error for each that there is no such volume of, and nil for the others.
 	AddVolume(ctx context.Context, v config.Volume) error
 	UpdateVolume(ctx context.Context, v config.Volume) error
-	RemoveVolume(ctx context.Context, name string) error
+	RemoveVolumes(ctx context.Context, names []string) []error
 	// ResizeVolume asks the volume's store anew how large it is, and tells the guest. It is called at any time, by many goroutines, as are the next two.
 	ResizeVolume(ctx context.Context, name string) error
 	// CheckVolume connects to a store as AddVolume would, whether a volume of the configuration has it or not, reads what it is, and leaves.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"reflect"
 	"slices"
@@ -20,16 +21,27 @@ func ReplacesVolume(was, will config.Volume) bool {
 // 1
 
 func (r *reconciler) removeVolumes() {
+	var names []string
 	for _, name := range r.volumes.order {
 		was, there := r.volumes.was[name]
-		want, stays := r.volumes.want[name]
-		if !there || stays && !ReplacesVolume(was, want) {
-			continue
+		if want, stays := r.volumes.want[name]; there && (!stays || ReplacesVolume(was, want)) {
+			names = append(names, name)
 		}
-		if err := r.removeVolume(name); err != nil {
+	}
+	if len(names) == 0 {
+		return
+	}
+	errs := make([]error, len(names))
+	closed := r.call(func(ctx context.Context) error {
+		errs = r.engine.RemoveVolumes(ctx, names)
+		return nil
+	})
+	for i, name := range names {
+		if err := cmp.Or(closed, errs[i]); err != nil {
 			r.fail(KindVolume, name, err)
 			continue
 		}
+		delete(r.volumes.now, name)
 		r.note(KindVolume, name, Removed)
 	}
 }
@@ -112,14 +124,6 @@ func (r *reconciler) setVolume(v config.Volume) error {
 	err := r.call(func(ctx context.Context) error { return set(ctx, v) })
 	if err == nil {
 		r.volumes.now[v.Name] = v
-	}
-	return err
-}
-
-func (r *reconciler) removeVolume(name string) error {
-	err := r.call(func(ctx context.Context) error { return r.engine.RemoveVolume(ctx, name) })
-	if err == nil {
-		delete(r.volumes.now, name)
 	}
 	return err
 }

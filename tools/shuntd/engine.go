@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"regexp"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/dataplane/shm"
@@ -31,6 +34,9 @@ type engine struct {
 	untame  func()
 	unwatch chan struct{} // ends what follows the host's interfaces
 
+	closing   chan struct{}  // ends those that linger
+	lingering sync.WaitGroup // volumes that were removed and cannot be closed yet
+
 	memory *shm.Mapping
 	umem   *xsk.UMEM
 	fabric *vxlan.Switch
@@ -43,6 +49,7 @@ type engine struct {
 	volumes  map[string]*volume
 
 	stores func(context.Context, storeOptions) (blk.Store, error) // openStore
+	vain   time.Time                                              // when AddVolume last left before its store was open
 	rings  sync.Mutex                                             // held while one is opened
 	others []int                                                  // cores that we may use and no worker runs on
 
@@ -54,7 +61,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
 		log: log, idle: c.Idle, ended: make(chan error, 1),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
-		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore,
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore, closing: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {
@@ -78,7 +85,10 @@ func (e *engine) Ended() <-chan error { return e.ended }
 
 // Close implements control.Engine.
 func (e *engine) Close(ctx context.Context) error {
-	return errors.Join(append(e.removeAll(ctx), e.release(ctx))...)
+	close(e.closing)
+	errs := e.removeAll(ctx)
+	e.lingering.Wait()
+	return errors.Join(append(errs, e.release(ctx))...)
 }
 
 // release gives back what newEngine took, as far as it came.
@@ -103,9 +113,7 @@ func (e *engine) release(ctx context.Context) error {
 
 // removeAll takes everything out of service. What ports keep for those who serve their guests next stays.
 func (e *engine) removeAll(ctx context.Context) (errs []error) {
-	for _, v := range e.takeVolumes() {
-		errs = append(errs, v.end(ctx))
-	}
+	errs = endAll(ctx, e.takeVolumes())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for name, p := range e.ports {
@@ -124,10 +132,10 @@ func (e *engine) removeAll(ctx context.Context) (errs []error) {
 }
 
 // takeVolumes forgets all volumes and returns them.
-func (e *engine) takeVolumes() map[string]*volume {
+func (e *engine) takeVolumes() []*volume {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	all := e.volumes
+	all := slices.Collect(maps.Values(e.volumes))
 	e.volumes = map[string]*volume{}
 	return all
 }

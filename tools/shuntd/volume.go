@@ -48,12 +48,14 @@ type served struct {
 }
 
 // How a store is tried: each attempt has its time, and waits longer than the one before, up to a second: a server that is back is not waited for. AddVolume stays for the first one a little, so that who reads that a volume
-// was added mostly finds it in service.
+// was added mostly finds it in service; not so long for a server where it has just waited in vain, or a hundred disks at a dead one would keep those behind them in the configuration waiting.
 const (
 	tryTime       = 15 * time.Second
 	leastTryPause = 200 * time.Millisecond
 	mostTryPause  = time.Second
 	firstTry      = 300 * time.Millisecond
+	nextTry       = 10 * time.Millisecond
+	vainTime      = time.Second
 )
 
 var errOpening = errors.New("its store is just being opened")
@@ -68,11 +70,16 @@ func (e *engine) AddVolume(ctx context.Context, c config.Volume) error {
 	v.stop = stop
 	first := make(chan error, 1)
 	go v.open(opener, first)
-	patience := time.NewTimer(firstTry)
+	stay := firstTry
+	if time.Since(e.vain) < vainTime && config.Scheme(c.Source) != config.SchemeFile {
+		stay = nextTry
+	}
+	patience := time.NewTimer(stay)
 	defer patience.Stop()
 	select {
 	case err = <-first:
 	case <-patience.C:
+		e.vain = time.Now()
 	case <-ctx.Done():
 	}
 	if err != nil && v.refuses(err) {
@@ -232,7 +239,7 @@ func (v *volume) hangUp(s *served, why error) {
 }
 
 // close takes back whatever of a store in service there is: the guest first, so that nothing new comes in. Where a request hangs in the kernel, as at a disk
-// that does not answer, the store stays open.
+// that does not answer, the store stays open until that has ended.
 func (v *volume) close(s *served) error {
 	var err error
 	if b := s.backend.Load(); b != nil {
@@ -240,10 +247,30 @@ func (v *volume) close(s *served) error {
 	}
 	if s.device != nil {
 		if busy := s.device.Close(); busy != nil {
+			v.engine.lingering.Go(func() { v.linger(s) })
 			return errors.Join(err, busy)
 		}
 	}
 	return errors.Join(err, s.volume.Close())
+}
+
+// lingerPause is how often one looks whether what hung in the kernel has ended.
+const lingerPause = time.Second
+
+// linger closes a store when its last requests have ended. Until then a file is locked, so whoever opens it next waits for them. When the engine ends, the kernel closes it.
+func (v *volume) linger(s *served) {
+	for {
+		select {
+		case <-v.engine.closing:
+			return
+		case <-time.After(lingerPause):
+		}
+		if s.device.Close() == nil {
+			v.engine.left("volume", s.volume.Name(), s.volume.Close())
+			v.log.Info("the last requests of a volume that was removed have ended")
+			return
+		}
+	}
 }
 
 // end takes a volume out of service, from any state. An opener that hangs in the kernel, as on a network file system that does not answer, is left alone after
@@ -310,17 +337,36 @@ func (e *engine) UpdateVolume(_ context.Context, c config.Volume) error {
 	return nil
 }
 
-// RemoveVolume implements control.Engine.
-func (e *engine) RemoveVolume(ctx context.Context, name string) error {
+// RemoveVolumes implements control.Engine.
+func (e *engine) RemoveVolumes(ctx context.Context, names []string) []error {
+	errs := make([]error, len(names))
+	var going []*volume
 	e.mu.Lock()
-	v := e.volumes[name]
-	delete(e.volumes, name)
-	e.mu.Unlock()
-	if v == nil {
-		return fmt.Errorf("volume %s: %w", name, control.ErrNotFound)
+	for i, name := range names {
+		v := e.volumes[name]
+		if v == nil {
+			errs[i] = fmt.Errorf("volume %s: %w", name, control.ErrNotFound)
+			continue
+		}
+		delete(e.volumes, name)
+		going = append(going, v)
 	}
-	e.left("volume", name, v.end(ctx))
-	return nil
+	e.mu.Unlock()
+	for i, err := range endAll(ctx, going) {
+		e.left("volume", going[i].config.Name, err)
+	}
+	return errs
+}
+
+// endAll takes volumes out of service, all at the same time: one whose store does not answer takes a while.
+func endAll(ctx context.Context, volumes []*volume) []error {
+	errs := make([]error, len(volumes))
+	var ending sync.WaitGroup
+	for i, v := range volumes {
+		ending.Go(func() { errs[i] = v.end(ctx) })
+	}
+	ending.Wait()
+	return errs
 }
 
 // ResizeVolume implements control.Engine.

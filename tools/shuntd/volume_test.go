@@ -80,6 +80,10 @@ func attachDisk(t *testing.T, socket string) (*driver.Disk, *driver.Sync) {
 	return d, s
 }
 
+func removeVolume(ctx context.Context, e *engine, name string) error {
+	return e.RemoveVolumes(ctx, []string{name})[0]
+}
+
 func volumeState(e *engine, name string) (v control.VolumeStatus) {
 	for _, v := range e.Status().Volumes {
 		if v.Name == name {
@@ -171,13 +175,13 @@ func TestVolumeServesAGuest(t *testing.T) {
 		t.Errorf("three reads of a group that may do 5 a second took %v", took)
 	}
 
-	if err := e.RemoveVolume(ctx, "v1"); err != nil {
+	if err := removeVolume(ctx, e, "v1"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(c.Socket); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket of a volume that was removed: %v", err)
 	}
-	if err := e.RemoveVolume(ctx, "v1"); !errors.Is(err, control.ErrNotFound) {
+	if err := removeVolume(ctx, e, "v1"); !errors.Is(err, control.ErrNotFound) {
 		t.Errorf("removed twice: %v", err)
 	}
 	if err := e.RemoveVolumeGroup(ctx, "gold"); err != nil {
@@ -253,7 +257,7 @@ func TestVolumeKinds(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := e.RemoveVolume(t.Context(), name); err != nil {
+		if err := removeVolume(t.Context(), e, name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -402,7 +406,7 @@ func TestVolumeWaits(t *testing.T) {
 	}
 	_ = hold.Process.Kill()
 	await(t, "the volume to be in service", func() bool { return volumeState(e, "locked").State == control.StateDisconnected })
-	if err := e.RemoveVolume(ctx, "v1"); err != nil {
+	if err := removeVolume(ctx, e, "v1"); err != nil {
 		t.Error(err)
 	}
 }
@@ -416,16 +420,21 @@ func TestVolumeEndsWhileItsServerIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for i := range 3 {
+	const volumes = 8
+	began := time.Now()
+	for i := range volumes {
 		if err := e.AddVolume(t.Context(), volumeOf(t, dir, fmt.Sprint("v", i), "nbd+unix:///?socket="+server)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if took := time.Since(began); took > volumes*firstTry/2 {
+		t.Errorf("adding %d took %v", volumes, took)
+	}
 	if s := volumeState(e, "v0"); s.State != control.StateWaiting || s.Reason != errOpening.Error() {
 		t.Errorf("%+v", s)
 	}
-	began := time.Now()
-	if err := e.RemoveVolume(t.Context(), "v0"); err != nil {
+	began = time.Now()
+	if err := removeVolume(t.Context(), e, "v0"); err != nil {
 		t.Error(err)
 	}
 	for _, err := range e.removeAll(t.Context()) {
@@ -455,7 +464,7 @@ func TestVolumeEndsWhileItsFileHangs(t *testing.T) {
 	e.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := e.RemoveVolume(ctx, "v1"); err != nil {
+	if err := removeVolume(ctx, e, "v1"); err != nil {
 		t.Error(err)
 	}
 	close(hang)

@@ -66,9 +66,13 @@ func (e *Engine) setVolume(ctx context.Context, method string, v config.Volume, 
 	}, func() { e.volumes[v.Name] = v })
 }
 
-// RemoveVolume implements control.Engine.
-func (e *Engine) RemoveVolume(ctx context.Context, name string) error {
-	return e.change(ctx, "RemoveVolume", name, func() string { return exists(e.volumes, name, true) }, func() { delete(e.volumes, name) })
+// RemoveVolumes implements control.Engine. It is called for each of them.
+func (e *Engine) RemoveVolumes(ctx context.Context, names []string) []error {
+	errs := make([]error, len(names))
+	for i, name := range names {
+		errs[i] = e.change(ctx, "RemoveVolume", name, func() string { return exists(e.volumes, name, true) }, func() { delete(e.volumes, name) })
+	}
+	return errs
 }
 
 // ResizeVolume implements control.Engine.

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
+	"github.com/shuntio/shunt/blk/driver"
+	"github.com/shuntio/shunt/dataplane/virtq"
+	"github.com/shuntio/shunt/tools/control"
+)
+
+// hangs are stores that have a request each, and neither answer it nor let go of it.
+type hangs struct {
+	mu     sync.Mutex
+	stores []*blktest.Store
+	closed atomic.Int32
+}
+
+// hanging counts how often it is closed.
+type hanging struct {
+	*blktest.Store
+	of *hangs
+}
+
+func (h *hanging) Close() error {
+	h.of.closed.Add(1)
+	return h.Store.Close()
+}
+
+func (h *hangs) open(_ context.Context, o storeOptions) (blk.Store, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := blktest.New(blktest.Options{Size: 1 << 20, Watcher: o.watcher})
+	h.stores = append(h.stores, s)
+	return &hanging{s, h}, nil
+}
+
+func (h *hangs) set(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.stores {
+		s.Silence(on)
+		s.Deafen(on)
+	}
+}
+
+// Volumes whose stores let go of nothing end all at the same time, whoever ends them; each is closed when its store lets go at last.
+func TestVolumesEndTogether(t *testing.T) {
+	const volumes, queues = 5, 3
+	e := runningEngine(t)
+	h := &hangs{}
+	e.stores = h.open
+	t.Cleanup(func() { h.set(false) })
+	var names []string
+	add := func() {
+		t.Helper()
+		for range volumes {
+			c := volumeOf(t, t.TempDir(), fmt.Sprint("v", len(names)), "nbd://192.0.2.1")
+			c.Queues = queues
+			names = append(names, c.Name)
+			if err := e.AddVolume(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			d, err := driver.Dial(t.Context(), c.Socket, driver.Options{Queues: queues, Memory: 1 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Close() })
+			h.set(true)
+			for q := range queues {
+				at, err := d.Alloc(512)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := d.Queue(q).Submit(&driver.Request{Op: driver.Out, Data: []virtq.Buffer{at.Segment(0, 512)}}); err != nil {
+					t.Fatal(err)
+				}
+				d.Queue(q).Kick()
+			}
+			for end := time.Now().Add(10 * time.Second); underWay(e, c.Name) != queues; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%s has %d requests", c.Name, underWay(e, c.Name))
+				}
+			}
+		}
+	}
+	inTime := func(what string, end func() []error) {
+		t.Helper()
+		began := time.Now()
+		errs := end()
+		took := time.Since(began)
+		t.Logf("%s: %v, %v", what, took, errs[0])
+		if took > 5*time.Second { // 2 s for each
+			t.Errorf("%s of %d volumes took %v", what, volumes, took)
+		}
+		if n := h.closed.Load(); n != 0 {
+			t.Errorf("%s: %d stores are closed with requests under way", what, n)
+		}
+	}
+	add()
+	inTime("removal", func() []error { return e.RemoveVolumes(t.Context(), names) })
+	add()
+	inTime("end", func() []error { return e.removeAll(t.Context()) })
+	h.set(false)
+	for end := time.Now().Add(20 * time.Second); h.closed.Load() != 2*volumes; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d stores are closed, of %d that have let go", h.closed.Load(), 2*volumes)
+		}
+	}
+}
+
+// underWay is how many requests of a volume are not answered.
+func underWay(e *engine, name string) uint64 {
+	for _, o := range e.volumeStats() {
+		if o.Kind == control.KindVolume && o.Name == name {
+			return o.Volume.InFlight
+		}
+	}
+	return 0
+}
