@@ -34,7 +34,7 @@ type volume struct {
 	mu     sync.Mutex // of what follows; nobody waits for a store or a worker with it
 	config config.Volume
 	policy blk.Policy
-	served *served // nil: the store was not reached yet
+	served *served // nil: the store was not reached yet, or the volume goes
 	why    error   // and this is why
 	since  time.Time
 	ended  bool // nobody waits for what is still being opened
@@ -58,7 +58,11 @@ const (
 	vainTime      = time.Second
 )
 
-var errOpening = errors.New("its store is just being opened")
+// Why a volume is not served, while no attempt has said so.
+var (
+	errOpening = errors.New("its store is just being opened")
+	errEnding  = errors.New("it is just being removed")
+)
 
 // AddVolume implements control.Engine.
 func (e *engine) AddVolume(ctx context.Context, c config.Volume) error {
@@ -153,7 +157,7 @@ func (v *volume) try(ctx context.Context) (err error) {
 	v.mu.Unlock()
 	s := &served{}
 	s.volume, err = blk.OpenVolume(blk.VolumeOptions{
-		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Restarted: v.away, Log: v.engine.log,
+		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Restarted: v.away, Source: c.Source, Log: v.engine.log,
 		Open: func(w blk.Watcher) (blk.Store, error) {
 			return v.engine.stores(ctx, storeOptions{VolumeSource: c.From(), quiesce: time.Duration(c.Quiesce), lanes: len(distinct(v.places)), watcher: w})
 		},
@@ -283,7 +287,7 @@ func (v *volume) end(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	s := v.served
-	v.served, v.ended = nil, true
+	v.served, v.why, v.ended = nil, errEnding, true
 	v.mu.Unlock()
 	select {
 	case <-v.done:

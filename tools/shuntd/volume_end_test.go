@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -123,4 +125,22 @@ func underWay(e *engine, name string) uint64 {
 		}
 	}
 	return 0
+}
+
+// Who looks at a volume while it is removed finds it waiting, for a reason.
+func TestVolumeLookedAtWhileItEnds(t *testing.T) {
+	dir, e, ctx := t.TempDir(), runningEngine(t), t.Context()
+	if err := e.AddVolume(ctx, testVolume(t, dir, "v1", 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	// As who found it a moment before it was taken out of the map.
+	if err := e.volumes["v1"].end(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s := volumeState(e, "v1"); s.State != control.StateWaiting || s.Reason != errEnding.Error() {
+		t.Errorf("it is %s: %q", s.State, s.Reason)
+	}
+	if err := e.ResizeVolume(ctx, "v1"); !errors.Is(err, control.ErrStore) || !strings.Contains(err.Error(), errEnding.Error()) {
+		t.Errorf("resized: %v", err)
+	}
 }
