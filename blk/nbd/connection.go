@@ -53,7 +53,7 @@ func (l *lane) stand(c *link) (err error) {
 		return err
 	}
 	l.host.Ring.Stop(&l.past) // it is: the keeper has waited as long
-	l.fd, l.export, l.abort = c.fd, c.export, c.abort
+	l.fd, l.export, l.behind = c.fd, c.export, c.behind
 	l.begun, l.batch, l.bounced, l.faults, l.ended = 0, 0, 0, 0, 0
 	l.dropping, l.hung, l.up = nil, false, true
 	l.replies.begin(c.export.structured)
@@ -69,8 +69,11 @@ func (l *lane) drop(why error) {
 	switch {
 	case why == errClosed || why == errReplaced: // our goodbye is to arrive
 		unix.SetsockoptLinger(l.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) //nolint:errcheck // it arrives most of the time
-	case l.abort != nil:
-		l.abort()
+		if l.behind != nil {
+			l.behind.leave()
+		}
+	case l.behind != nil:
+		l.behind.abort()
 	}
 	unix.Shutdown(l.fd, unix.SHUT_RDWR) //nolint:errcheck // it may be shut down already
 	l.host.Ring.Cancel(&l.send)

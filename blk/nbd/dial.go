@@ -18,11 +18,16 @@ type link struct {
 	fd     int // a plain socket that blocks, as io_uring needs it
 	export *export
 	begun  time.Time // then it was dialled
-	// abort ends what stands behind the socket, and what it has still to send; nil: nothing does.
-	abort func()
+	behind *pump     // stands behind the socket; nil: nothing does
 }
 
-func (c *link) close() { unix.Close(c.fd) }
+// close ends one that no lane has.
+func (c *link) close() {
+	if c.behind != nil {
+		c.behind.abort()
+	}
+	unix.Close(c.fd)
+}
 
 // greetingLimit is how long dialling and the handshake may take.
 const greetingLimit = 10 * time.Second
@@ -115,10 +120,7 @@ func (s *Store) connect(ctx context.Context) (*link, error) {
 		return nil, s.say(ctx, err)
 	}
 	c := &link{export: e, begun: begun}
-	if secure, ok := n.Conn.(*tls.Conn); ok {
-		c.abort = func() { secure.NetConn().Close() } // not its own Close, which waits
-	}
-	if c.fd, err = n.detach(); err != nil {
+	if c.behind, c.fd, err = n.detach(); err != nil {
 		return nil, s.say(ctx, err)
 	}
 	return c, nil
@@ -135,17 +137,27 @@ func (s *Store) say(ctx context.Context, err error) error {
 }
 
 // detach takes the socket out of Go's hands; with TLS, the end of a pump that stands before it.
-func (n *session) detach() (int, error) {
-	if c, ok := n.Conn.(*tls.Conn); ok {
-		c.SetDeadline(time.Time{}) //nolint:errcheck // none is left
-		n.Conn = taken{c}          // the pump's from now on
-		return pump(c)
+func (n *session) detach() (*pump, int, error) {
+	c, ok := n.Conn.(*tls.Conn)
+	if !ok {
+		fd, err := socketOf(n.Conn)
+		return nil, fd, err
 	}
-	f, ok := n.Conn.(interface {
+	c.SetDeadline(time.Time{}) //nolint:errcheck // none is left
+	p, fd, err := newPump(c)
+	if err == nil {
+		n.Conn = taken{c} // the pump's from now on
+	}
+	return p, fd, err
+}
+
+// socketOf is a connection's socket, as io_uring needs it, beside Go's own.
+func socketOf(c net.Conn) (int, error) {
+	f, ok := c.(interface {
 		SyscallConn() (syscall.RawConn, error)
 	})
 	if !ok {
-		return -1, fmt.Errorf("a connection of type %T has no socket", n.Conn)
+		return -1, fmt.Errorf("a connection of type %T has no socket", c)
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {

@@ -33,12 +33,12 @@ type lane struct {
 	fd       int // -1: none
 	file     uring.File
 	export   *export
-	abort    func() // ends what stands behind fd; nil: nothing does
-	up       bool   // it takes requests
-	dropping error  // it is given up; nil: it is not
-	hung     bool   // the server will say no more than it has said
-	closed   bool   // Close was called
-	next     *link  // the connection to go over to when nothing is on its way
+	behind   *pump // stands behind fd; nil: nothing does
+	up       bool  // it takes requests
+	dropping error // it is given up; nil: it is not
+	hung     bool  // the server will say no more than it has said
+	closed   bool  // Close was called
+	next     *link // the connection to go over to when nothing is on its way
 	nextDone chan error
 
 	// What is under way on it.

@@ -21,12 +21,13 @@ type mock struct {
 	listener net.Listener
 	size     uint64
 	flags    uint16
-	plain    bool            // no structured replies
-	clients  chan *mockConn  // that have come to the transmission phase
-	infos    []mockInfoReply // beside the size
-	secure   *tls.Config     // with STARTTLS
-	asked    func()          // INFO was answered; nil: nobody wants to know
-	mu       sync.Mutex      // of what change changes, from serve on
+	plain    bool                     // no structured replies
+	clients  chan *mockConn           // that have come to the transmission phase
+	infos    []mockInfoReply          // beside the size
+	secure   *tls.Config              // with STARTTLS
+	asked    func()                   // INFO was answered; nil: nobody wants to know
+	seal     func(*tls.Conn) net.Conn // takes over what is sent; nil: nobody does
+	mu       sync.Mutex               // of what change changes, from serve on
 }
 
 // change has the next clients find another server.
@@ -126,7 +127,10 @@ func (m *mock) greet(c net.Conn) {
 		switch option {
 		case optStartTLS:
 			c.Write(optReply(option, repAck))
-			c = tls.Server(c, m.secure)
+			secure := tls.Server(c, m.secure)
+			if c = secure; m.seal != nil {
+				c = m.seal(secure)
+			}
 		case optStructuredReply:
 			if plain {
 				c.Write(optReply(option, repErrUnsup))

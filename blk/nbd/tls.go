@@ -5,14 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"strings"
-	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // TLS says how to speak TLS with a server. Its zero value: with nbds:// the system's authorities must have signed the server's certificate, and we show
@@ -92,46 +87,4 @@ func names(c *x509.Certificate) string {
 		return "nobody"
 	}
 	return printable([]byte(strings.Join(all, ", ")), 60)
-}
-
-// pumpBuffer is how much a pump moves at once: some records.
-const pumpBuffer = 128 << 10
-
-// pump stands between a lane and a TLS connection:
-//
-//	lane ── socketpair ── pump: two goroutines ── tls.Conn ── TCP ── server
-//
-// so that a lane has a plain socket always, and cryptography is no work of a worker's. What a guest may still write to while it is sent has been copied by
-// the socketpair before it is encrypted. It returns the lane's end. When one side ends, both do: the lane's in peace, since a lane that gives a connection up aborts it first. What is
-// between the two then goes nowhere, or a server that has stopped could come to it at any time.
-func pump(c *tls.Conn) (int, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("socketpair of a TLS connection: %w", err)
-	}
-	file := os.NewFile(uintptr(pair[1]), "pump")
-	ours, err := net.FileConn(file)
-	file.Close()
-	if err != nil {
-		unix.Close(pair[0])
-		return -1, fmt.Errorf("socketpair of a TLS connection: %w", err)
-	}
-	var once sync.Once
-	end := func() {
-		once.Do(func() {
-			ours.Close()
-			c.Close()
-		})
-	}
-	move := func(to, from net.Conn) {
-		defer end()
-		// Only Read and Write, or the runtime would splice where nothing can be spliced.
-		_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pumpBuffer))
-		if t, ok := c.NetConn().(*net.TCPConn); ok && err == nil && from == ours {
-			t.SetLinger(-1) //nolint:errcheck // the lane's goodbye arrives most of the time
-		}
-	}
-	go move(ours, c)
-	go move(c, ours)
-	return pair[0], nil
 }

@@ -8,17 +8,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"io"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/shuntio/shunt/blk"
 )
 
 // certificates are an authority and what it has signed, in files with the names that GnuTLS's servers want.
@@ -157,58 +153,6 @@ func TestDistrust(t *testing.T) {
 		got := distrust(&tls.CertificateVerificationError{Err: c.err}, "h").Error()
 		if !strings.Contains(got, c.want) || len(got) > 200 {
 			t.Errorf("%d bytes: %s; want %q", len(got), got, c.want)
-		}
-	}
-}
-
-// TestTLSEnds: the server's end comes through the pump.
-func TestTLSEnds(t *testing.T) {
-	c := newCertificates(t)
-	server, o := nbdkit(t, "--tls=require", "--tls-certificates="+c.dir, "memory", "16M")
-	o.URI = strings.Replace(o.URI, "nbd+", "nbds+", 1)
-	o.TLS = TLS{CA: c.file("ca-cert.pem"), ServerName: "localhost"}
-	u := newBench(t).use(open(t, o))
-	server.kill()
-	u.await("that it is down", func() bool { return len(u.why) > 0 })
-}
-
-// pumps is how many goroutines carry bytes between lanes and TLS connections.
-func pumps() int {
-	stacks := make([]byte, 4<<20)
-	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "nbd.pump.func")
-}
-
-// TestTLSClogged: a server reads nothing any more, nor does it end the connections that we give up. What stands between such a connection and its lane ends all the same, and sends it
-// nothing of old writes when it goes on.
-func TestTLSClogged(t *testing.T) {
-	c := newCertificates(t)
-	m := newMock(t)
-	m.secure = c.server(t)
-	m.serve()
-	o := m.options()
-	o.URI = strings.Replace(o.URI, "nbd+", "nbds+", 1)
-	o.TLS, o.Timeout = TLS{CA: c.file("ca-cert.pem"), ServerName: "localhost"}, 100*time.Millisecond
-	before := pumps()
-	u := newBench(t).use(open(t, o))
-	for i := range 4 {
-		u.await("the lane", func() bool { return len(u.ups) == i+1 })
-		client := m.client().Conn.(*tls.Conn).NetConn()
-		t.Cleanup(func() { client.Close() })
-		a := ask(blk.OpWrite, 0, u.memory[:4<<20])
-		u.submit(a)
-		u.ends(a, blk.Lost)
-		if i < 2 {
-			continue // for ever
-		}
-		has, end := unread(t, client), time.Now().Add(patient)
-		_ = client.SetReadDeadline(end)
-		if n, err := io.Copy(io.Discard, client); err != nil || n > int64(has) {
-			t.Errorf("a server that had %d bytes to read when the connection was given up got %d (%v)", has, n, err)
-		}
-	}
-	for end := time.Now().Add(patient); pumps() > before+2; time.Sleep(10 * time.Millisecond) { // the last connection's
-		if time.Now().After(end) {
-			t.Fatalf("%d goroutines stand between lanes and connections that were given up", pumps()-before)
 		}
 	}
 }
