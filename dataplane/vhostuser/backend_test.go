@@ -277,3 +277,36 @@ func TestNames(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// Whoever may write in the socket's directory puts a link in its place, between its making and its mode: the file that the link leads to stays as it is.
+func TestListenFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	secret, link, path := filepath.Join(dir, "secret"), filepath.Join(dir, "link"), filepath.Join(dir, "socket")
+	must(t, os.WriteFile(secret, nil, 0o600))
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.Symlink(secret, link)
+			if _, err := os.Lstat(path); err == nil {
+				_ = os.Rename(link, path)
+			}
+		}
+	}()
+	for range 200 {
+		if l, _, err := listen(Options{Path: path, Mode: 0o666}); err == nil {
+			_ = l.Close()
+		}
+		_ = os.Remove(path)
+	}
+	close(stop)
+	<-stopped
+	if info, err := os.Stat(secret); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the file that the link leads to has mode %v now (%v)", info.Mode(), err)
+	}
+}

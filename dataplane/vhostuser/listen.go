@@ -46,19 +46,7 @@ func listen(o Options) (*net.UnixListener, fs.FileInfo, error) {
 
 // open gives a bound socket its mode and owner, and then to the world.
 func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, error) {
-	mode := o.Mode.Perm()
-	if mode == 0 {
-		mode = 0o600
-	}
-	if err := os.Chmod(o.Path, mode); err != nil {
-		return nil, nil, fmt.Errorf("set the mode of socket %s: %w", o.Path, reason(err))
-	}
-	if o.Owner != 0 || o.Group != 0 {
-		if err := os.Lchown(o.Path, orKeep(o.Owner), orKeep(o.Group)); err != nil {
-			return nil, nil, fmt.Errorf("give socket %s to user %d and group %d (0: as it is): %w: run as root or with CAP_CHOWN", o.Path, o.Owner, o.Group, reason(err))
-		}
-	}
-	info, err := os.Lstat(o.Path)
+	info, err := give(o.Path, o.Mode, orKeep(o.Owner), orKeep(o.Group), func(now fs.FileInfo) bool { return now.Mode().Type() == fs.ModeSocket })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,23 +61,9 @@ func open(fd int, file *os.File, o Options) (*net.UnixListener, fs.FileInfo, err
 }
 
 // Permit gives the socket that Listen made another mode and owner, by the rules of Options. Whoever is connected stays so.
-//
-// The socket's directory may be its users'. So what lies at the path now is opened, found to be the socket, and changed without asking for the path again.
 func (b *Backend) Permit(mode fs.FileMode, owner, group int) error {
 	if b.server == nil {
 		return nil // the socket is the front-end's
-	}
-	fd, err := unix.Open(b.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket %s: %w", b.path, err)
-	}
-	file := os.NewFile(uintptr(fd), b.path)
-	defer file.Close()
-	if now, err := file.Stat(); err != nil || !os.SameFile(now, b.server.identity) {
-		return fmt.Errorf("socket %s is not there any more: another file is at its path; give the port another socket", b.path)
-	}
-	if mode = mode.Perm(); mode == 0 {
-		mode = 0o600
 	}
 	if owner == 0 {
 		owner = os.Geteuid()
@@ -97,13 +71,37 @@ func (b *Backend) Permit(mode fs.FileMode, owner, group int) error {
 	if group == 0 {
 		group = os.Getegid()
 	}
-	if err := unix.Fchownat(fd, "", owner, group, unix.AT_EMPTY_PATH); err != nil {
-		return fmt.Errorf("give socket %s to user %d and group %d: %w: run as root or with CAP_CHOWN", b.path, owner, group, err)
+	_, err := give(b.path, mode, owner, group, func(now fs.FileInfo) bool { return os.SameFile(now, b.server.identity) })
+	return err
+}
+
+// give gives the socket at a path mode and owner; -1 leaves those as they are, 0 as mode is 0600.
+//
+// The socket's directory may be its users'. So what lies at the path now is opened, found to be ours, and changed without asking for the path again: it could
+// be a link to any file by then.
+func give(path string, mode fs.FileMode, owner, group int, ours func(fs.FileInfo) bool) (fs.FileInfo, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	file := os.NewFile(uintptr(fd), path)
+	defer file.Close()
+	now, err := file.Stat()
+	if err != nil || !ours(now) {
+		return nil, fmt.Errorf("socket %s is not there any more: another file is at its path; give the port another socket", path)
+	}
+	if mode = mode.Perm(); mode == 0 {
+		mode = 0o600
+	}
+	if owner >= 0 || group >= 0 {
+		if err := unix.Fchownat(fd, "", owner, group, unix.AT_EMPTY_PATH); err != nil {
+			return nil, fmt.Errorf("give socket %s to user %d and group %d (-1: as it is): %w: run as root or with CAP_CHOWN", path, owner, group, err)
+		}
 	}
 	if err := os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode); err != nil {
-		return fmt.Errorf("set the mode of socket %s: %w", b.path, reason(err))
+		return nil, fmt.Errorf("set the mode of socket %s: %w", path, reason(err))
 	}
-	return nil
+	return now, nil
 }
 
 // reason is what the kernel said, without the call and the path.
