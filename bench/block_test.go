@@ -8,11 +8,12 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/blk/driver"
+	"github.com/shuntio/shunt/tools/lab/leftover"
 )
 
 func TestMain(m *testing.M) {
 	Child()
-	os.Exit(m.Run())
+	os.Exit(leftover.Run(m.Run))
 }
 
 func bed(tb testing.TB, add ...func(*BlockBed) error) *BlockBed {

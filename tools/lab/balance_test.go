@@ -210,7 +210,7 @@ type stage struct {
 // settle waits until every stage of a way balances, and stays so.
 func settle(t *testing.T, ctx context.Context, read func() (tally, []stage)) tally {
 	t.Helper()
-	const calm, patience = 50 * time.Millisecond, 5 * time.Second
+	const calm, patience = 50 * time.Millisecond, 20 * time.Second
 	deadline := time.Now().Add(patience)
 	good := 0
 	for {
@@ -523,7 +523,7 @@ func belongingsOf(t *testing.T, ctx context.Context, d *daemon.Daemon) (b belong
 // back waits until a daemon has no more than it had.
 func back(t *testing.T, ctx context.Context, d *daemon.Daemon, was belongings) {
 	t.Helper()
-	const patience = 5 * time.Second
+	const patience = 20 * time.Second
 	deadline := time.Now().Add(patience)
 	for {
 		now := belongingsOf(t, ctx, d)

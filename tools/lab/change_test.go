@@ -104,7 +104,7 @@ type talk struct {
 // one may take on a busy machine.
 const (
 	talkRound  = 16
-	answerTime = 3 * time.Second
+	answerTime = 10 * time.Second
 )
 
 func (s *busySite) talk(t *testing.T, device int, patience time.Duration) *talk {

@@ -176,12 +176,11 @@ func TestNeighbourOfANuisance(t *testing.T) {
 				idle = "poll" // the guests share a core with workers, so these have to take as much of it when nothing is sent
 			}
 			n := newNuisance(t, cpus, idle)
-			runtime.LockOSThread() // until this goroutine ends; the first thread of the process does not end with it
+			runtime.LockOSThread() // until this goroutine ends, and the thread with it
 			if cpus == "[1]" {
 				var beside unix.CPUSet
 				beside.Set(0)
 				must(t, unix.SchedSetaffinity(0, &beside))
-				t.Cleanup(func() { must(t, unix.SchedSetaffinity(0, &allowed)) })
 			}
 			blast := func(g *vnettest.Guest) func() {
 				return func() { _, _ = g.Blast(64, 64) }

@@ -83,7 +83,7 @@ func (p *plugging) use(t *testing.T, i int, to *ownGuest) {
 	}
 	var came, left, arrived bool
 	for begin := time.Now(); !came || !left || !arrived; time.Sleep(20 * time.Microsecond) {
-		if time.Since(begin) > 10*time.Second {
+		if time.Since(begin) > 20*time.Second {
 			t.Fatalf("piece %d: sent %v, arrived %v, received %v", i, left, arrived, came)
 		}
 		if _, _, ok, err := p.tx.Used(); err != nil {

@@ -294,7 +294,7 @@ func (n count) less(before count) count {
 // counted waits until the counters have changed as wanted.
 func (c *crew) counted(t *testing.T, ctx context.Context, before count, what string, as func(count) bool) count {
 	t.Helper()
-	const patience = 10 * time.Second
+	const patience = 20 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		now := c.count(t, ctx).less(before)
 		if as(now) {

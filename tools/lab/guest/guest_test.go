@@ -9,8 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/tools/lab/leftover"
 	"github.com/shuntio/shunt/tools/need"
 )
+
+func TestMain(m *testing.M) { os.Exit(leftover.Run(m.Run)) }
 
 func image(t *testing.T) Image {
 	t.Helper()

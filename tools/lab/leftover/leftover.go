@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +33,10 @@ const (
 	patience = 5 * time.Second
 )
 
+// The first thread is the main goroutine's, which runs no test: Go keeps that thread when a goroutine ends that is locked to it, with the CPUs that it was
+// pinned to, and for the kernel those are the process's.
+func init() { runtime.LockOSThread() }
+
 // Run runs a package's tests, as the run function of a testing.M does, and returns the exit status: 1 also if they leave something behind, which is then
 // told on standard error.
 func Run(tests func() int) int {
@@ -42,7 +47,7 @@ func Run(tests func() int) int {
 	}
 	was := process()
 	status := tests()
-	left := slices.Concat(settle(func() []string { return Of(os.Getpid()) }), changed(was, process()), files(dir))
+	left := append(settle(func() []string { return append(Of(os.Getpid()), changed(was, process())...) }), files(dir)...)
 	if err := os.RemoveAll(dir); err != nil {
 		left = append(left, err.Error())
 	}

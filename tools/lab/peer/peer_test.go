@@ -2,15 +2,19 @@ package peer
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/tools/lab/leftover"
 	"github.com/shuntio/shunt/tools/lab/netlab"
 	"github.com/shuntio/shunt/tools/need"
 )
+
+func TestMain(m *testing.M) { os.Exit(leftover.Run(m.Run)) }
 
 // underlay makes two namespaces joined by a veth pair, with IPv4 and IPv6.
 func underlay(t *testing.T) (a, b *netlab.Namespace) {
