@@ -75,6 +75,7 @@ const (
 // Flags of an SQE, and of its operation.
 const (
 	sqeFixedFile    = 1 << 0
+	sqeAsync        = 1 << 4
 	sqeBufferSelect = 1 << 5
 	sqeSkipSuccess  = 1 << 6
 

@@ -18,7 +18,8 @@ var ErrFiles = errors.New("all slots for files of the io_uring are in use")
 // thread comes to the operation, and must not find another one.
 type file struct {
 	used, leaving bool
-	busy          int // operations under way
+	how           uint8 // flags of operations on it
+	busy          int   // operations under way
 }
 
 // Register gives the ring a file. The kernel keeps a reference of its own, so that fd may be closed at once.
@@ -37,6 +38,9 @@ func (r *Ring) Register(fd int) (File, error) {
 	r.files[at].used = true
 	return File(at), nil
 }
+
+// Apart has the kernel give each operation on the file to io-wq, and not try it on the worker's thread first: for one that MayWait.
+func (r *Ring) Apart(f File) { r.files[f].how = sqeAsync }
 
 // Unregister takes a file back; nothing more may be pushed on it. What is under way goes on, and when it has ended the file is closed; by kernels
 // before 6.4 only when all that was under way on the ring has.

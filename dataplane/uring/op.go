@@ -71,7 +71,7 @@ func (r *Ring) pushOn(op *Op, opcode uint8, f File, weight int) *sqe {
 	}
 	op.file = f
 	r.files[f].busy++
-	s.fd, s.flags = int32(f), sqeFixedFile
+	s.fd, s.flags = int32(f), sqeFixedFile|r.files[f].how
 	return s
 }
 

@@ -113,6 +113,17 @@ func (r *Ring) Vector(n int) *Vector {
 	return nil
 }
 
+// Room is how many operations can begin yet, if each takes a vector of n buffers.
+func (r *Ring) Room(n int) int {
+	vectors := 0
+	for class, length := range lengths {
+		if n <= length {
+			vectors += len(r.vectors.free[class])
+		}
+	}
+	return min(vectors, len(r.free))
+}
+
 // Free takes a vector back, whose operation has ended.
 func (r *Ring) Free(v *Vector) {
 	if !v.lent {

@@ -1,7 +1,6 @@
 package uring
 
 import (
-	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +22,19 @@ func (v *Vector) WriteWaiting(fd int, offset int64, flags int32) int32 {
 	}
 }
 
+// MayWait tells whether the kernel cannot read a regular file or a block device without being prepared for waiting (it has no RWF_NOWAIT): the case with FUSE, NFS and
+// other file systems that somebody else serves, and with a few local ones. Before io_uring gives an operation on such a file to io-wq, it asks whether the file can be polled
+// (vfs_poll), on the thread that entered; FUSE passes the question on to its server and waits for the answer. So a worker must not let it come to that: Apart. Nothing is read: where it
+// would go no memory is. A socket or pipe must not be asked: it would lose what was read.
+func MayWait(fd int) bool { return withoutWaiting(unix.SYS_PREADV2, fd) == unix.EOPNOTSUPP }
+
 // WritesWait tells whether a write through the page cache of the file always has to be prepared for waiting: its file system then has no RWF_NOWAIT for it, and a ring
 // gives every one to io-wq. XFS has it; ext4 has not, nor have most others. Nothing is written: what is offered lies where no memory is.
-func WritesWait(fd int) bool {
+func WritesWait(fd int) bool { return withoutWaiting(unix.SYS_PWRITEV2, fd) == unix.EOPNOTSUPP }
+
+// withoutWaiting reads or writes nothing, without waiting.
+func withoutWaiting(call uintptr, fd int) unix.Errno {
 	nowhere := iovec{len: 1}
-	_, _, errno := unix.Syscall6(unix.SYS_PWRITEV2, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), 1, 0, 0, unix.RWF_NOWAIT)
-	return errors.Is(errno, unix.EOPNOTSUPP)
+	_, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), 1, 0, 0, unix.RWF_NOWAIT)
+	return errno
 }
