@@ -12,6 +12,11 @@
 // A write through the page cache of ext4 and most other file systems may have to wait for the disk, and the kernel has no way to ask it not to. io_uring gives such
 // writes to threads of its own, one by one; here they go to one of ours, in batches (writer.go). On XFS they stay on the ring, as reads do everywhere.
 //
+// Who serves the file system (FUSE, NFS), or the disk below it, may stop answering, and what the kernel has begun it does not give back. So nothing of such a file may stand in
+// another one's way. The worker touches it by its ring only, which gives what cannot be tried without waiting to threads of its own at once, since the attempt itself waits
+// (uring.MayWait); reads go to bounce memory, so that the guest's is its own again whenever it asks, and come back then. A lane takes only a part of what others
+// have left of the ring (share), so there always is a rest. To open, close and look at a file is for the control side, which does not wait for ever (answer.go).
+//
 // With O_DIRECT the kernel wants buffers, lengths and offsets aligned, and says how (statx, STATX_DIOALIGN). The guest's block size becomes what offsets need;
 // what its buffers lack, bounce memory gives.
 //

@@ -21,6 +21,7 @@ type shape struct {
 	info   blk.Info // but for its size
 	device bool     // a block device
 	direct bool
+	remote bool // whatever is done may wait, for who serves the file system
 	waits  bool // writes wait for the disk, and are left to a thread that may
 	// What O_DIRECT wants addresses, and offsets and lengths, to be multiples of, less one.
 	memoryMask, offsetMask uint64
@@ -32,7 +33,7 @@ func inspect(fd int, o *Options) (s shape, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return s, err
 	}
-	s.device = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	s.device, s.remote = st.Mode&unix.S_IFMT == unix.S_IFBLK, uring.MayWait(fd) && !inMemory(fd)
 	s.info = blk.Info{BlockSize: sector, ReadOnly: o.ReadOnly, Flush: true, FUA: true, WriteZeroes: !o.ReadOnly}
 	number := st.Dev
 	if s.device {
@@ -68,6 +69,12 @@ func (s *shape) inspectFile(fd int, st *unix.Stat_t, o *Options) {
 		behind := (st.Size + size - 1) / size * size
 		s.info.Discard = unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, behind, size) == nil
 	}
+}
+
+// inMemory tells whether the file system is this machine's memory, which does not hang.
+func inMemory(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
 }
 
 // inspectDevice: its own blocks, and whether it may be written at all, which opening it does not tell.
@@ -117,6 +124,9 @@ func (s *shape) describe() {
 	}
 	if s.direct {
 		way = fmt.Sprintf("with O_DIRECT (memory aligned to %d, offsets to %d)", s.memoryMask+1, s.offsetMask+1)
+	}
+	if s.remote {
+		way += ", read into private memory (its file system has no RWF_NOWAIT)"
 	}
 	s.info.Describe = kind + " " + way
 }

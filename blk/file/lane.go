@@ -25,12 +25,16 @@ type lane struct {
 	// What takes a thread of io-wq; see turn.go.
 	syncs, fallocates turn
 	witness           uring.File // the same file, for fdatasync
+	second            int        // its descriptor; -1: there is none
 
 	slots   []slot
 	free    []int
 	stalled []int // slots whose next operation found no room in the ring
 	bounce  bounce
 	writer  *writer // nil: the ring writes
+
+	left   int  // reads that were given up, and the kernel has not ended
+	closed bool // with some left
 
 	owes  bool // a request was handed back, and Room is due
 	timer uring.Timer
@@ -66,27 +70,37 @@ const (
 // pause is how long the lane waits for room in a ring that others have filled.
 const pause = time.Millisecond
 
+// share is how much of what is left of the ring a lane may have: that many requests, for each that could yet begin, are another one's. However many lanes have all they may of
+// files that do not answer, there is some left for the next one: with n of them a part in 1+n/share.
+const share = 4
+
+// remoteDepth is how many requests a lane takes for a file each of whose operations takes a thread of io-wq, and may keep it.
+const remoteDepth = 64
+
 // maxRetries bounds how often an operation that ended for no reason of its own (EINTR, EAGAIN) begins again.
 const maxRetries = 16
 
 func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
-	l := &lane{store: s, host: h, ring: h.Ring, events: e, slots: make([]slot, s.options.Depth),
-		free: make([]int, s.options.Depth), stalled: make([]int, 0, s.options.Depth),
-		syncs: newTurn(s.options.Depth), fallocates: newTurn(s.options.Depth)}
+	depth := s.options.Depth
+	if s.shape.remote {
+		depth = min(depth, remoteDepth)
+	}
+	l := &lane{store: s, host: h, ring: h.Ring, events: e, slots: make([]slot, depth), free: make([]int, depth), stalled: make([]int, 0, depth),
+		syncs: newTurn(depth), fallocates: newTurn(depth), second: -1}
 	l.timer.Handler = l
 	for i := range l.slots {
 		l.slots[i].op = uring.Op{Handler: l, Tag: i}
 		l.free[i] = len(l.free) - 1 - i
 	}
-	if s.shape.direct {
+	if s.shape.direct || s.shape.remote {
 		if err := l.bounce.open(); err != nil {
 			return nil, err
 		}
 	}
+	l.openWitness()
 	var err error
 	h.Worker.Do(func() {
-		if l.file, err = l.ring.Register(s.fd); err == nil {
-			l.registerWitness()
+		if err = l.register(); err == nil {
 			e.Up(true) // the kernel keeps what it was given, whoever was killed
 		}
 	})
@@ -96,6 +110,7 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 		}
 	}
 	if err != nil {
+		l.closeWitness()
 		l.bounce.close()
 		return nil, err
 	}
@@ -104,7 +119,7 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 
 // Submit implements blk.Lane.
 func (l *lane) Submit(r *blk.Request) bool {
-	if len(l.free) == 0 {
+	if n := len(l.slots) - len(l.free); n > 0 && n*share > l.ring.Room(len(r.Buffers)) || len(l.free) == 0 {
 		return l.refuse()
 	}
 	index := l.free[len(l.free)-1]
@@ -186,20 +201,23 @@ func (l *lane) write(s *slot, offset uint64) bool {
 	return l.ring.Writev(&s.op, l.file, s.vector, int64(offset), stable(s.r))
 }
 
-// written takes what the writer has done. The slot of a request that was taken back from it is free again now that it has passed it over.
+// written takes what the writer has done.
 func (l *lane) written(index int, res int32) {
 	s := &l.slots[index]
-	if s.r != nil {
-		s.op.Handler.Completed(&s.op, res, 0)
+	if s.r == nil {
+		l.forget(s)
 		return
 	}
-	l.vacate(s)
-	l.room()
+	s.op.Handler.Completed(&s.op, res, 0)
 }
 
 // Completed implements uring.Handler, also for what the writer did.
 func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 	s := &l.slots[op.Tag]
+	if s.r == nil {
+		l.ended(s)
+		return
+	}
 	t, off := l.leave(s), s.withdrawn
 	if l.take(s, res); t != nil {
 		l.next(t, res, off)
@@ -247,8 +265,6 @@ func (l *lane) judge(s *slot, res int32) (o blk.Outcome, ended bool) {
 			return blk.Failed, true
 		}
 		return blk.OK, true
-	case s.withdrawn && s.chunk != nil && s.r.Op == blk.OpRead:
-		return blk.Withdrawn, true // its buffers may be in use for something else, if nobody waits for it any more
 	default:
 		if ok := l.progress(s, uint64(res)); !ok {
 			return blk.Failed, true
@@ -330,6 +346,32 @@ func (l *lane) vacate(s *slot) {
 	l.free = append(l.free, s.op.Tag)
 }
 
+// giveUp ends a request before its operation has ended, which no memory of the guest's has part in.
+func (l *lane) giveUp(s *slot) {
+	r, t := s.r, l.leave(s)
+	s.r = nil
+	l.host.Worker.Owe(-1)
+	if t != nil {
+		l.begin(t)
+	}
+	r.Handler.Done(r, blk.Withdrawn)
+}
+
+// forget frees the slot of a request that was given up.
+func (l *lane) forget(s *slot) {
+	l.vacate(s)
+	l.room()
+}
+
+// ended hears that the kernel has nothing more of a read that was given up, perhaps of a lane that is closed.
+func (l *lane) ended(s *slot) {
+	l.left--
+	l.forget(s)
+	if l.closed && l.left == 0 {
+		l.bounce.close()
+	}
+}
+
 // release gives back what a request had.
 func (l *lane) release(s *slot) {
 	if s.vector != nil {
@@ -342,7 +384,8 @@ func (l *lane) release(s *slot) {
 	}
 }
 
-// Withdraw implements blk.Lane: what waits comes back now, what is under way is cancelled. What a device has begun comes back when it has done it.
+// Withdraw implements blk.Lane: what waits comes back now, what is under way is cancelled. What a device has begun comes back when it has done it; but for a read into
+// bounce memory, which nobody waits for: the guest's memory is no part of it any more.
 func (l *lane) Withdraw(r *blk.Request) {
 	if r.Slot < 0 || r.Slot >= len(l.slots) || l.slots[r.Slot].r != r {
 		return
@@ -350,12 +393,14 @@ func (l *lane) Withdraw(r *blk.Request) {
 	s := &l.slots[r.Slot]
 	s.withdrawn = true
 	if l.ring.Cancel(&s.op) {
+		if s.chunk != nil && r.Op == blk.OpRead {
+			l.left++
+			l.giveUp(s) // and Completed frees the slot
+		}
 		return
 	}
 	if l.writer != nil && l.writer.takeBack(r.Slot) {
-		s.r = nil // and written frees the slot
-		l.host.Worker.Owe(-1)
-		r.Handler.Done(r, blk.Withdrawn)
+		l.giveUp(s) // and written frees the slot
 		return
 	}
 	t := l.turn(s)
@@ -378,10 +423,16 @@ func (l *lane) Close() {
 	if l.writer != nil {
 		l.writer.close()
 		for i := range l.slots {
-			l.release(&l.slots[i]) // what was taken back, and not yet passed over
+			if s := &l.slots[i]; !s.op.Busy() {
+				l.release(s) // what was taken back, and not yet passed over
+			}
 		}
 	}
 	l.unregister()
-	l.bounce.close()
+	l.closeWitness()
+	l.owes = false
+	if l.closed = true; l.left == 0 {
+		l.bounce.close()
+	}
 	l.store.gone()
 }

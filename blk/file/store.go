@@ -69,7 +69,7 @@ type Store struct {
 
 var _ blk.Store = (*Store)(nil)
 
-// Open opens the file and locks it.
+// Open opens the file and locks it, or fails with ErrNoAnswer after a few seconds.
 func Open(path string, o Options) (*Store, error) {
 	if o.Patience == 0 {
 		o.Patience = defaultPatience
@@ -77,8 +77,13 @@ func Open(path string, o Options) (*Store, error) {
 	if o.Depth <= 0 {
 		o.Depth = defaultDepth
 	}
-	s := &Store{path: path, options: o, since: time.Now()}
-	if err := s.open(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime+max(o.Patience, 0))
+	defer cancel()
+	s, err := ask(ctx, path, func() (*Store, error) {
+		s := &Store{path: path, options: o, since: time.Now()}
+		return s, s.open()
+	}, func(s *Store) { _ = s.Close() })
+	if err != nil {
 		return nil, fmt.Errorf("file %s: %w", path, err)
 	}
 	return s, nil
@@ -127,9 +132,11 @@ func (s *Store) measure() (blk.Info, error) {
 // Info is what the file was when it was asked last.
 func (s *Store) Info() blk.Info { return *s.info.Load() }
 
-// Refresh asks how large the file is by now.
-func (s *Store) Refresh(context.Context) (blk.Info, error) {
-	info, err := s.measure()
+// Refresh asks how large the file is by now, or fails with ErrNoAnswer after a few seconds.
+func (s *Store) Refresh(ctx context.Context) (blk.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	info, err := ask(ctx, s.path, s.measure, nil)
 	if err != nil {
 		return s.Info(), fmt.Errorf("file %s: %w", s.path, err)
 	}
@@ -182,7 +189,14 @@ func (s *Store) Close() error {
 		return fmt.Errorf("file %s: %d lanes are still open", s.path, s.lanes)
 	}
 	s.closed = true
-	return errors.Join(unix.Flock(s.fd, unix.LOCK_UN), unix.Close(s.fd), s.zeroes.Free())
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(unix.Flock(s.fd, unix.LOCK_UN), unix.Close(s.fd)) }()
+	select {
+	case err := <-done:
+		return errors.Join(err, s.zeroes.Free())
+	case <-time.After(closeTime):
+		return errors.Join(fmt.Errorf("close file %s: %w", s.path, ErrNoAnswer), s.zeroes.Free())
+	}
 }
 
 // gone counts the end of a lane.

@@ -18,7 +18,7 @@ func (l *lane) prepare(s *slot) bool {
 		return true
 	}
 	n := min(len(s.r.Buffers), uring.MaxVector)
-	if !l.store.shape.fits(s.r.Buffers) {
+	if !l.store.shape.fits(s.r.Buffers) || l.store.shape.remote && s.r.Op == blk.OpRead {
 		if s.chunk = l.bounce.get(); s.chunk == nil {
 			return false
 		}
@@ -122,22 +122,24 @@ func scatter(buffers [][]byte, skip uint64, from []byte) bool {
 	return true
 }
 
-// Bounce memory of a lane: 8 chunks of 128 KiB. It serves what no usual driver asks for, buffers that are not aligned to sectors.
+// Bounce memory of a lane: 32 chunks of 128 KiB, those used last used first. It serves what no usual driver asks for, buffers that are not aligned to sectors; and all reads
+// of a file system that somebody else serves, who may answer long after the guest has other things in the buffers. So there it is also how many
+// reads may be under way, each with a thread of io-wq.
 const (
-	bounceChunks = 8
+	bounceChunks = 32
 	bounceChunk  = 128 << 10
 )
 
 type bounce struct {
-	memory *uring.Memory
+	memory *shm.Mapping
 	free   [][]byte
 }
 
 func (b *bounce) open() (err error) {
-	if b.memory, err = uring.NewMemory(bounceChunks * bounceChunk); err != nil {
+	if b.memory, err = shm.Map(shm.MapOptions{FD: -1, Length: bounceChunks * bounceChunk}); err != nil {
 		return err
 	}
-	for i := range bounceChunks {
+	for i := bounceChunks - 1; i >= 0; i-- {
 		b.put(b.memory.Bytes()[i*bounceChunk:][:bounceChunk:bounceChunk])
 	}
 	return nil

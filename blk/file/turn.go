@@ -98,25 +98,43 @@ func without(list *[]int, slot int) bool {
 	return i >= 0
 }
 
-// registerWitness opens the file once more, for fdatasync alone. That the kernel could not write something back it tells each open file once, and the one that is
+// openWitness opens the file once more, for fdatasync alone. That the kernel could not write something back it tells each open file once, and the one that is
 // written to may be told by a write, or by a flush of another lane whose worker has not come to it yet: meanwhile this lane's would seem to go well. Where
-// there is no second file, the lane makes do with the one.
-func (l *lane) registerWitness() {
-	l.witness = l.file
+// there is no second file, the lane makes do with the one. To open and to close it may wait for the file system, so neither is the worker's to do.
+func (l *lane) openWitness() {
 	if l.store.shape.direct {
 		return // nothing is written back
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", l.store.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	if f, err := l.ring.Register(fd); err == nil {
-		l.witness = f
+	if err == nil {
+		l.second = fd
 	}
 }
 
-// unregister gives the ring's files back.
+func (l *lane) closeWitness() {
+	if l.second >= 0 {
+		go unix.Close(l.second)
+	}
+}
+
+// register gives the ring the files.
+func (l *lane) register() (err error) {
+	if l.file, err = l.ring.Register(l.store.fd); err != nil {
+		return err
+	}
+	if l.store.shape.remote {
+		l.ring.Apart(l.file)
+	}
+	l.witness = l.file
+	if l.second >= 0 {
+		if f, err := l.ring.Register(l.second); err == nil {
+			l.witness = f
+		}
+	}
+	return nil
+}
+
+// unregister takes them back.
 func (l *lane) unregister() {
 	for _, f := range slices.Compact([]uring.File{l.file, l.witness}) {
 		_ = l.ring.Unregister(f)
