@@ -52,7 +52,7 @@ func Listen(path string, group config.Account) (*Listener, error) {
 
 // open binds the socket, while no other daemon looks for a stale one. A gid below zero is none.
 func (l *Listener) open(gid int) error {
-	unlock, err := lockDir(l.path)
+	unlock, err := lock(l.path)
 	if err != nil {
 		return err
 	}
@@ -113,23 +113,34 @@ func (l *Listener) removeDir() {
 	}
 }
 
-// lockDir holds off other daemons that are about to look for a stale socket in the same directory. The lock goes with
-// the process.
-func lockDir(path string) (unlock func(), err error) {
-	f, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, impossible(path, err)
-	}
+// lock holds off other daemons that are about to look for a stale socket at the same path. The lock is on a file beside it that is ours alone: on the
+// directory, whoever may read that could have it, and keep every daemon from starting. It goes with the process.
+func lock(path string) (unlock func(), err error) {
+	name := path + ".lock"
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, impossible(path, err)
+		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { _ = f.Close() }, nil
+			if sameFile(f, name) {
+				return func() { _ = errors.Join(os.Remove(name), f.Close()) }, nil
+			}
+			err = unix.EWOULDBLOCK // who had it took the file along
 		}
+		_ = f.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
-			_ = f.Close()
-			return nil, fmt.Errorf("another program holds the lock on the directory of the control socket %s (%w): stop it, or choose another path with control.socket", path, cause(err))
+			return nil, fmt.Errorf("another program holds the lock %s of the control socket (%w): stop it, or choose another path with control.socket", name, cause(err))
 		}
 	}
+}
+
+// sameFile tells whether a file is still at its path: who had the lock before removes it.
+func sameFile(f *os.File, path string) bool {
+	had, err := f.Stat()
+	is, err2 := os.Lstat(path)
+	return err == nil && err2 == nil && os.SameFile(had, is)
 }
 
 // clearStale removes the socket that a dead daemon left.

@@ -8,8 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/control/config"
@@ -37,6 +40,42 @@ func TestListen(t *testing.T) {
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the directory that Listen made: %v", err)
+	}
+}
+
+// Whoever may read the socket's directory cannot keep a daemon from starting, daemons that start together find one socket, and nothing is left of that.
+func TestListenTogether(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	const daemons = 16
+	listeners, errs := [daemons]*api.Listener{}, [daemons]error{}
+	var starting sync.WaitGroup
+	for i := range daemons {
+		starting.Go(func() { listeners[i], errs[i] = api.Listen(path, "") })
+	}
+	starting.Wait()
+	listening := 0
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			listening++
+			defer listeners[i].Close()
+		case !errors.Is(err, api.ErrTaken):
+			t.Error(err)
+		}
+	}
+	if listening != 1 {
+		t.Errorf("%d daemons listen", listening)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("beside the socket: %v %v", left, err)
 	}
 }
 
