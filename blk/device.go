@@ -67,6 +67,14 @@ type DeviceState struct {
 	Unregistered error
 	// Failed is why the device, or the first of its queues that is, is out of service; nil if none is.
 	Failed error
+	// Waits is what requests are held back for, beside limits and a store that is away.
+	Waits []DeviceWait
+}
+
+// DeviceWait is something that a device waits for: why in a sentence, and until when at the latest (zero: until it has happened).
+type DeviceWait struct {
+	Why   string
+	Until time.Time
 }
 
 // DeviceOptions configure a Device. Volume and Queues must be set.
@@ -103,6 +111,7 @@ func NewDevice(o DeviceOptions) (*Device, error) {
 	}
 	d.init(o.Volume.Info(), o.Volume.Serial(), o.Grace)
 	before := d.disk.Load()
+	d.fenced.Store(o.Volume.fenced.Load())
 	o.Volume.OnChange(d.Changed)
 	i := o.Volume.Info() // it may have changed before we listened
 	d.disk.CompareAndSwap(before, limitsOf(&i, d.serial))
@@ -139,6 +148,9 @@ func (d *Device) Close() error {
 	if err := d.drained(); err != nil {
 		return err
 	}
+	if d.volume != nil {
+		d.volume.fenced.Store(max(d.volume.fenced.Load(), d.fenced.Load()))
+	}
 	together(d.queues, func(q *Queue) { q.worker.Remove(q) })
 	d.closeGates()
 	return nil
@@ -166,6 +178,12 @@ func (d *Device) State() DeviceState {
 		if why := q.why.Load(); why != nil && s.Failed == nil {
 			s.Failed = *why
 		}
+	}
+	if left := time.Duration(d.fenced.Load() - dataplane.Clock()); left > 0 {
+		s.Waits = append(s.Waits, DeviceWait{"writes of a process or volume that is gone may not have ended: new ones wait", time.Now().Add(left)})
+	}
+	if d.left.Load() > 0 {
+		s.Waits = append(s.Waits, DeviceWait{Why: "rings were stopped whose requests the store has not ended: nothing is taken before that"})
 	}
 	return s
 }

@@ -205,6 +205,7 @@ func (g *Gate) Done(r *Request, o Outcome) {
 		g.flushed(o)
 		return
 	}
+	g.doubts(r, o)
 	unflushed := o == OK && t.stable && !r.FUA
 	if o == Lost || o == Withdrawn || unflushed && t.ending != staying {
 		switch t.ending {

@@ -103,6 +103,7 @@ const (
 	noteSize
 	noteRefused
 	noteFence
+	noteUnended
 	noteLacks
 )
 
@@ -148,6 +149,8 @@ func (n *notes) write(x note) {
 	case noteFence:
 		n.log.Info("a process before this one was killed with writes under way, which the store may still carry out: writes wait until that is over",
 			"for", time.Duration(x.n).Round(time.Millisecond))
+	case noteUnended:
+		n.log.Info("writes of a volume that was here before may not have ended: writes wait until that is over", "for", time.Duration(x.n).Round(time.Millisecond))
 	case noteRefused:
 		n.log.Error("the store has changed into what cannot be used; the volume stays as it was", "why", fmt.Sprint(x.err))
 	}

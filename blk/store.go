@@ -132,7 +132,8 @@ type Lane interface {
 	// Submit takes a request, or hands it back (false): the lane is full or down, and will call Events.Up or Events.Room.
 	Submit(r *Request) bool
 	// Withdraw asks for a request back. Done follows within 50 ms, with Withdrawn unless it has ended otherwise: whatever the network does. What only
-	// the kernel can end (a read of a file that is under way) it ends when it does.
+	// the kernel can end (a read of a file that is under way) it ends when it does. A write that came back so, or Lost, may still be carried out; what the store's lanes are
+	// given after that ends well only when it can be no more, as far as the store's protocol lets one know.
 	Withdraw(r *Request)
 	// Flush ends a round: what was submitted goes out now.
 	Flush()

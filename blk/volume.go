@@ -56,6 +56,9 @@ type VolumeOptions struct {
 	// Restarted: before Open succeeded the store could not be reached, so it may have been restarted since a process before this one used it. If that has left
 	// unflushed writes (INFLIGHT_SHMFD), the next flush fails.
 	Restarted bool
+	// Source says where the store is: in a process that has closed a volume there with writes that may not have ended, the next one waits for them. Empty: the disk is known
+	// by Info.Identity, if by anything.
+	Source string
 	// Open opens the store, which tells the watcher when it changes.
 	Open func(Watcher) (Store, error)
 	// Log hears what people should know. Nil: nobody does.
@@ -78,7 +81,9 @@ type Volume struct {
 	ledger  ledger
 	notes   notes
 
-	restarted atomic.Bool // the store may have lost what was not flushed, since or before it was opened
+	restarted atomic.Bool  // the store may have lost what was not flushed, since or before it was opened
+	doubt     atomic.Int64 // when a write last came back that may not have ended, by dataplane.Clock; 0: all have
+	fenced    atomic.Int64 // until then no write goes to the store, since those of others may not have ended; 0: it never had to wait
 
 	control sync.Mutex // held by who changes what follows
 	mu      sync.Mutex // of what follows, for a moment
@@ -110,6 +115,7 @@ func OpenVolume(o VolumeOptions) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("volume %s: %w", o.Name, err), v.Close())
 	}
 	v.info.CompareAndSwap(nil, v.present(i)) // unless the store has told of a change meanwhile
+	v.enter()
 	return v, nil
 }
 
@@ -347,6 +353,7 @@ func (v *Volume) eachGate(fn func(*Gate)) {
 
 // Close ends the store, after all gates were closed.
 func (v *Volume) Close() error {
+	v.leave()
 	err := v.store.Close()
 	v.notes.close()
 	return err

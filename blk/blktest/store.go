@@ -20,6 +20,8 @@ type Options struct {
 	NoFlush, NoFUA, ReadOnly bool
 	// Lanes is as in blk.Info.
 	Lanes int
+	// Quiesce is as in blk.Info.
+	Quiesce time.Duration
 	// Depth is how many requests a lane takes at once. Zero: 1024.
 	Depth int
 	// Delay is how long a request takes, and up to Jitter longer. Zero: it is done when the lane is polled next.
@@ -83,7 +85,7 @@ func New(o Options) *Store {
 	}
 	s := &Store{options: o, depth: o.Depth, delay: o.Delay, jitter: o.Jitter, chance: rand.New(rand.NewPCG(o.Seed, 1))}
 	s.info = blk.Info{
-		Size: o.Size, BlockSize: o.BlockSize, Flush: !o.NoFlush, FUA: !o.NoFUA && !o.NoFlush, ReadOnly: o.ReadOnly, Lanes: o.Lanes,
+		Size: o.Size, BlockSize: o.BlockSize, Flush: !o.NoFlush, FUA: !o.NoFUA && !o.NoFlush, ReadOnly: o.ReadOnly, Lanes: o.Lanes, Quiesce: o.Quiesce,
 		Discard: true, WriteZeroes: true, Describe: "a disk in memory",
 	}
 	s.state = blk.State{Up: true, Since: time.Now()}

@@ -1,0 +1,80 @@
+package blk
+
+import (
+	"sync"
+
+	"github.com/shuntio/shunt/dataplane"
+)
+
+// What a dead process leaves at a store is its successor's legacy. What a volume leaves there that is closed, and opened again in the same process for whatever guest and under
+// whatever name, is known here, with an in-flight area or without:
+//
+//	Gate.Done      a write comes back and nobody knows its end         ─▶ doubt, until a request that the lane was given later ends well (Lane.Withdraw)
+//	Volume.Close   in doubt, or before what it waited for itself is over ─▶ unended
+//	OpenVolume     of a disk that is there                             ─▶ no write goes to the store within Info.Quiesce
+//
+// That time begins when the store is opened, and not when the write came back: a server that had stopped has been heard of since, so it has run, and what it was given before it
+// carries out soon or not at all. A write that hangs in the kernel keeps its volume open (ErrBusy) and the file locked.
+var unended = disks{names: map[string]bool{}}
+
+// disks are those of this process that were closed with writes that may not have ended. Each is there once, until it is opened again.
+type disks struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func (d *disks) add(names []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range names {
+		d.names[name] = true
+	}
+}
+
+// take tells whether a disk is there by any of its names, and removes it by all.
+func (d *disks) take(names []string) (there bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range names {
+		there = there || d.names[name]
+		delete(d.names, name)
+	}
+	return there
+}
+
+// names are those by which the volume's disk is known.
+func (v *Volume) names() (names []string) {
+	if v.options.Source != "" {
+		names = append(names, "source "+v.options.Source)
+	}
+	if i := v.info.Load(); i != nil && i.Identity != "" {
+		names = append(names, "disk "+i.Identity)
+	}
+	return names
+}
+
+// enter is for a volume whose store was just opened.
+func (v *Volume) enter() {
+	if quiesce := v.info.Load().Quiesce; unended.take(v.names()) && quiesce > 0 {
+		v.fenced.Store(dataplane.Clock() + int64(quiesce))
+		v.note(noteUnended, 0, nil, uint64(quiesce))
+	}
+}
+
+// leave is for one that is closed, with all its devices.
+func (v *Volume) leave() {
+	if v.doubt.Load() != 0 || v.fenced.Load() > dataplane.Clock() {
+		unended.add(v.names())
+	}
+}
+
+// doubts notes how a request came back from the lane.
+func (g *Gate) doubts(r *Request, o Outcome) {
+	doubt := &g.volume.doubt
+	switch since := doubt.Load(); {
+	case (o == Lost || o == Withdrawn) && r.Op.writes():
+		doubt.Store(g.at(going))
+	case o == OK && since != 0 && r.Began > since:
+		doubt.CompareAndSwap(since, 0)
+	}
+}
