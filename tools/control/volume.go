@@ -30,6 +30,14 @@ type VolumeStatus struct {
 	Workers  []int     `json:"workers,omitempty"`  // the IDs of those that have its queues, by queue
 	// WriteThrough: a write is on stable storage when it is done, as the guest wants it or since the store has no cache.
 	WriteThrough bool `json:"write-through"`
+	// Waits is what requests are held back for, beside limits and a store that is away.
+	Waits []VolumeWait `json:"waits,omitempty"`
+}
+
+// VolumeWait is something that requests of a volume wait for.
+type VolumeWait struct {
+	Reason string    `json:"reason"`
+	Until  time.Time `json:"until,omitzero"` // at the latest; absent: until it has happened
 }
 
 // StoreStatus is what a volume's data lie in.

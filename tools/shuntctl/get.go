@@ -53,7 +53,7 @@ func drawStatus(t *table, s control.Status, now time.Time) {
 		drawPorts(t, s.Ports)
 	}
 	if len(s.Volumes) > 0 {
-		drawVolumes(t, s.Volumes)
+		drawVolumes(t, s.Volumes, now)
 	}
 	if len(s.Failed) > 0 {
 		t.head("FAILED", "NAME", "ERROR")

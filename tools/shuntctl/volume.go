@@ -167,7 +167,7 @@ func abilities(s control.StoreStatus) (list []string) {
 	return list
 }
 
-func drawVolumes(t *table, list []control.VolumeStatus) {
+func drawVolumes(t *table, list []control.VolumeStatus, now time.Time) {
 	t.head("VOLUME", "STATE", "SIZE", "QUEUES", "WORKERS", "SOURCE", "ATTACHED TO")
 	for _, v := range list {
 		bytes := ""
@@ -180,12 +180,23 @@ func drawVolumes(t *table, list []control.VolumeStatus) {
 		if v.Reason != "" {
 			t.line("volume %s: %s", v.Name, v.Reason)
 		}
+		for _, w := range v.Waits {
+			t.line("volume %s: %s%s", v.Name, w.Reason, within(w.Until, now))
+		}
 	}
+}
+
+// within says how long something takes at most, if that is known.
+func within(until, now time.Time) string {
+	if until.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf(", %.1f s at most", max(0, until.Sub(now).Seconds()))
 }
 
 // drawVolume adds to one volume what is too long for a table of many.
 func drawVolume(t *table, list []control.VolumeStatus) {
-	drawVolumes(t, list)
+	drawVolumes(t, list, time.Now())
 	if len(list) != 1 {
 		return
 	}

@@ -60,7 +60,8 @@ func TestVolumeGolden(t *testing.T) {
 		e.Report = func() control.EngineStatus {
 			return control.EngineStatus{Workers: []control.WorkerStatus{{CPU: 1, Idle: config.IdleAdaptive}}, Volumes: []control.VolumeStatus{
 				{Name: "vm1-root", Socket: "/run/shunt/vm1-root.sock", Source: "nbd://192.0.2.9/vm1", Serial: "vm1-root", State: control.StateConnected, Store: &nbd,
-					Guest: true, Queues: 2, Workers: []int{0}, Features: []string{"VERSION_1", "FLUSH"}},
+					Guest: true, Queues: 2, Workers: []int{0}, Features: []string{"VERSION_1", "FLUSH"},
+					Waits: []control.VolumeWait{{Reason: "rings were stopped whose requests the store has not ended: nothing is taken before that"}}},
 				{Name: "vm2-root", Socket: "/run/shunt/vm2-root.sock", Source: "nvme+tcp://192.0.2.9/nqn.2014-08.org.example:disks", State: control.StateWaiting,
 					Reason: "the connection was refused: start the target", Workers: []int{0}},
 			}}
@@ -108,6 +109,16 @@ func TestVolumeGolden(t *testing.T) {
 			}
 			compare(t, filepath.Join("testdata", test.golden+".golden"), got)
 		})
+	}
+}
+
+// What a volume waits for is shown with how long that takes at most, where it is known.
+func TestVolumeWaits(t *testing.T) {
+	now := time.Now()
+	for until, want := range map[time.Time]string{{}: "", now.Add(1500 * time.Millisecond): ", 1.5 s at most", now.Add(-time.Second): ", 0.0 s at most"} {
+		if got := within(until, now); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

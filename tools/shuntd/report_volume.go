@@ -23,6 +23,9 @@ func (v *volume) status() control.VolumeStatus {
 	s.Store, s.Since = storeStatus(store.Info), store.Since
 	s.Guest, s.Queues, s.WriteThrough = device.Connected, device.Queues, device.WriteThrough
 	s.Features = diskFeatures(device.Features)
+	for _, w := range device.Waits {
+		s.Waits = append(s.Waits, control.VolumeWait{Reason: w.Why, Until: w.Until})
+	}
 	switch {
 	case device.Failed != nil:
 		s.State, s.Reason = control.StateFailed, reasonOf(device.Failed)

@@ -177,6 +177,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, v := range s.Volumes {
 		gauge(volumeConnected, truth(v.Guest), v.Name)
 		gauge(volumeStoreUp, truth(v.Store != nil && v.State != control.StateWaiting), v.Name)
+		gauge(volumeWait, waitOf(v, time.Now()).Seconds(), v.Name)
 		if v.Store != nil {
 			gauge(volumeSize, float64(v.Store.Size), v.Name)
 		}

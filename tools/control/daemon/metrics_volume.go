@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shuntio/shunt/tools/control"
@@ -20,11 +22,21 @@ var (
 	volumeLostFlushes = desc("volume_lost_flushes_total", "Flushes that failed since writes before them may be lost.", "volume")
 	volumeConnected   = desc("volume_connected", "Whether the volume's guest is connected.", "volume")
 	volumeStoreUp     = desc("volume_store_up", "Whether the volume's store can be reached.", "volume")
-	volumeSize        = desc("volume_size_bytes", "Size of a volume, as its store said.", "volume")
+	volumeWait        = desc("volume_wait_seconds",
+		"How long writes of a volume still wait for those of a process or volume that is gone and may not have ended.", "volume")
+	volumeSize = desc("volume_size_bytes", "Size of a volume, as its store said.", "volume")
 )
 
 var volumeDescs = []*prometheus.Desc{volumeRequests, volumeBytes, volumeErrors, volumeLatency, volumeInFlight, volumeRetries, volumeReconnects,
-	volumeUnflushed, volumeLostFlushes, volumeConnected, volumeStoreUp, volumeSize}
+	volumeUnflushed, volumeLostFlushes, volumeConnected, volumeStoreUp, volumeWait, volumeSize}
+
+// waitOf is how long a volume's requests are held back at most, as far as one knows.
+func waitOf(v control.VolumeStatus, now time.Time) (longest time.Duration) {
+	for _, w := range v.Waits {
+		longest = max(longest, w.Until.Sub(now))
+	}
+	return longest
+}
 
 // collectVolume makes the metrics of one volume's counters.
 func collectVolume(out chan<- prometheus.Metric, name string, v *control.VolumeStats) {
