@@ -40,6 +40,7 @@ type GuestToWire struct {
 	quit   atomic.Bool
 	ended  sync.WaitGroup
 	failed error
+	procs  int // GOMAXPROCS before
 }
 
 // NewGuestToWire builds it. The guest is silent until On.
@@ -61,7 +62,7 @@ func NewGuestToWire(o GuestToWireOptions) (_ *GuestToWire, err error) {
 	if err = g.openGuest(o); err != nil {
 		return nil, err
 	}
-	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0)))
+	g.procs = runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // as for two guests, until Close
 	g.engine.start()
 	g.ended.Add(1)
 	go func() {
@@ -179,6 +180,9 @@ func (g *GuestToWire) generate(o GuestToWireOptions) error {
 
 // Close ends everything, and tells what went wrong meanwhile.
 func (g *GuestToWire) Close() error {
+	if g.procs > 0 {
+		defer runtime.GOMAXPROCS(g.procs)
+	}
 	g.quit.Store(true)
 	g.ended.Wait()
 	errs := []error{g.failed}
