@@ -45,13 +45,28 @@ func command() *cobra.Command {
 		Long: "Measure shunt. Figures of a shared machine are noisy: compare within one run, and compare busy time where the other side limits the rate.",
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.Args = only(cobra.NoArgs)
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(listCommand(), runCommand(), compareCommand())
 	return root
 }
 
+// only makes what does not fit the caller's mistake, with what would.
+func only(fit cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case fit(cmd, args) == nil:
+			return nil
+		case cmd.HasSubCommands():
+			return usageError{fmt.Errorf("there is no command %q: see %s --help", args[0], cmd.CommandPath())}
+		}
+		return usageError{fmt.Errorf("too many or too few arguments: write %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))}
+	}
+}
+
 func listCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List the scenarios", Args: cobra.NoArgs,
+		Use: "list", Short: "List the scenarios", Args: only(cobra.NoArgs),
 		Run: func(cmd *cobra.Command, _ []string) {
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			defer t.Flush()
@@ -71,6 +86,15 @@ func runCommand() *cobra.Command {
 			if output != "table" && output != "json" {
 				return usageError{fmt.Errorf("output %q: must be table or json", output)}
 			}
+			if o.Duration <= 0 {
+				return usageError{fmt.Errorf("--duration %v is no time to measure in: give more than 0s", o.Duration)}
+			}
+			if o.WorkerCPU < 0 || o.GuestCPU < 0 {
+				return usageError{errors.New("--worker-cpu and --guest-cpu are numbers of CPUs, from 0 on: lscpu shows those there are")}
+			}
+			if o.FrameLen < 60 || o.FrameLen > 1514 {
+				return usageError{fmt.Errorf("--frame %d is not the length of an Ethernet frame: give 60 to 1514", o.FrameLen)}
+			}
 			scenarios, err := choose(names, o.Interface != "")
 			if err != nil {
 				return err
@@ -88,7 +112,7 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.FrameLen, "frame", 64, "length of the guests' frames in bytes")
+	f.IntVar(&o.FrameLen, "frame", 64, "length of the guests' frames in bytes, 60 to 1514")
 	f.DurationVar(&o.Duration, "duration", 2e9, "of each measurement")
 	f.IntVar(&o.WorkerCPU, "worker-cpu", 0, "CPU of the worker")
 	f.IntVar(&o.GuestCPU, "guest-cpu", 1, "CPU of the load generator")
@@ -131,7 +155,7 @@ func print(to io.Writer, output string, reports []*bench.Report) error {
 
 func compareCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "compare OLD.json NEW.json", Short: "Compare two runs", Args: cobra.ExactArgs(2),
+		Use: "compare OLD.json NEW.json", Short: "Compare two runs", Args: only(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			var runs [2]map[string]float64
 			var order []string

@@ -36,7 +36,8 @@ func TestList(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
-		{"run", "nothing-such"}, {"run", "-o", "xml"}, {"run", "--frame", "many"}, {"compare", "/nonexistent", "/nonexistent"},
+		{"run", "nothing-such"}, {"run", "-o", "xml"}, {"run", "--frame", "many"}, {"run", "--frame", "-1"}, {"run", "--frame", "9000"}, {"run", "--duration", "0s"}, {"run", "--worker-cpu", "-1"},
+		{"nothing-such"}, {"list", "all"}, {"compare", "one"}, {"compare", "/nonexistent", "/nonexistent"},
 	} {
 		_, err := execute(t, args...)
 		var usage usageError
