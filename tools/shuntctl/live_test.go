@@ -391,9 +391,9 @@ func TestCapture(t *testing.T) {
 		status     int
 	}{
 		{"capture", "shuntctl: capture to which file? name it with -w", 2},
-		{"capture -w " + file + " --filter banana", "shuntctl: bad request: filter, column 1: banana", 1},
-		{"capture -w " + file + " --direction up", `shuntctl: direction "up" is not in, out, both or none`, 1},
-		{"capture -w " + file + " --direction none", "shuntctl: neither packets that pass nor packets that are dropped", 1},
+		{"capture -w " + file + " --filter banana", "shuntctl: bad request: filter, column 1: banana", 2},
+		{"capture -w " + file + " --direction up", `shuntctl: direction "up" is not in, out, both or none`, 2},
+		{"capture -w " + file + " --direction none", "shuntctl: neither packets that pass nor packets that are dropped", 2},
 		{"capture -w /no/such/dir/f --count 1", "shuntctl: open /no/such/dir/f: no such file", 2},
 		{"capture -w " + file + " --count 2", "shuntctl: the capture broke off after 8 B", 1},
 		{"capture --end 99", "shuntctl: there is no capture 99", 1},

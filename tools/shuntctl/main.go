@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -37,8 +38,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errs)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var invalid *config.Error
+	var refused *api.Error
 	var usage usageError
 	switch {
 	case err == nil:
@@ -46,8 +48,11 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	case errors.As(err, &invalid): // file:line:column first, as compilers do, so that editors find it
 		fmt.Fprintln(errs, err)
 		return 2
-	case errors.As(err, &usage) || !c.ran:
+	case errors.As(err, &usage), errors.As(err, &refused) && refused.Code == api.CodeBad: // a filter, say, which the daemon alone understands
 		fmt.Fprintf(errs, "shuntctl: %v\n", err)
+		return 2
+	case !c.ran:
+		fmt.Fprintf(errs, "shuntctl: %s: see %s --help\n", strings.TrimSpace(err.Error()), cmd.CommandPath())
 		return 2
 	default:
 		fmt.Fprintf(errs, "shuntctl: %v\n", err)
@@ -87,7 +92,23 @@ func (c *command) root() *cobra.Command {
 	}
 	root.AddCommand(c.status(), c.get(), c.apply(), c.delete(), c.stats(), c.top(), c.capture(), c.drops(), c.fdb(), c.acl(), c.move(), c.volume(),
 		c.version())
+	sayArguments(root)
 	return root
+}
+
+// sayArguments has each command say which arguments it takes, where they are too many or too few.
+func sayArguments(cmd *cobra.Command) {
+	if fit := cmd.Args; fit != nil && !cmd.HasSubCommands() {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if fit(cmd, args) == nil {
+				return nil
+			}
+			return usageError{fmt.Errorf("too many or too few arguments: write %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))}
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		sayArguments(sub)
+	}
 }
 
 // with gives f a client of the daemon.

@@ -21,7 +21,8 @@ func (c *command) stats() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "stats [NAME]", Short: "Show counters of all objects, or everything one of them counts",
 		Long: "stats shows counters as the engine sees them: RX came into it, from a port's guest or an uplink's wire;\n" +
-			"TX left it, to the guest or onto the wire. With -w it goes on, and shows what changes in a second.",
+			"TX left it, to the guest or onto the wire. A volume counts requests and bytes, and by its NAME how long each kind took.\n" +
+			"With -w it goes on, and shows what changes in a second.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""

@@ -18,8 +18,8 @@ func (c *command) top() *cobra.Command {
 	every := interval(time.Second)
 	order := sortName
 	cmd := &cobra.Command{
-		Use: "top", Short: "Watch workers, ports, uplinks and drops, live", Args: cobra.NoArgs,
-		Long: "top shows what workers, ports and uplinks do in a second, and what is dropped and why. RX came into the engine, TX left it.\n" +
+		Use: "top", Short: "Watch workers, ports, uplinks, volumes and drops, live", Args: cobra.NoArgs,
+		Long: "top shows what workers, ports, uplinks and volumes do in a second, and what is dropped and why. RX came into the engine, TX left it.\n" +
 			"On a terminal it is live, with keys to sort (? shows them); elsewhere it writes a table for each interval.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if c.output == "json" {

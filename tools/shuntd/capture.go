@@ -171,7 +171,7 @@ func (t *taps) capture(o control.CaptureOptions, workers int, tunnelPorts []uint
 	c := &capture{taps: t, options: o, points: map[*dataplane.Link]*dataplane.Point{}}
 	chosen, err := filter.Compile(o.Filter, tunnelPorts...)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", control.ErrRequest, err)
+		return nil, &refusal{err.Error(), []error{control.ErrRequest, err}}
 	}
 	if err := t.know(o.Names); err != nil {
 		return nil, err
@@ -197,7 +197,7 @@ func (t *taps) know(names []string) error {
 	}
 	for _, name := range names {
 		if !known[name] {
-			return fmt.Errorf("%w: there is no port or uplink %q: shuntctl status shows them", control.ErrNotFound, name)
+			return &refusal{fmt.Sprintf("there is no port or uplink %q: shuntctl status shows them", name), []error{control.ErrNotFound}}
 		}
 	}
 	return nil
@@ -218,7 +218,8 @@ func (c *capture) choose(reasons []string) error {
 				c.reasons[i] = true
 			}
 		case !known:
-			return fmt.Errorf("%w: there is no drop reason %q: shuntctl drops shows those that occurred, %s means all", control.ErrRequest, name, control.AnyReason)
+			return &refusal{fmt.Sprintf("there is no drop reason %q: shuntctl drops shows those that occurred, %s means all", name, control.AnyReason),
+				[]error{control.ErrRequest}}
 		default:
 			c.reasons[r] = true
 		}

@@ -325,7 +325,7 @@ func TestCaptureRefused(t *testing.T) {
 		{control.CaptureOptions{Drops: []string{"whim"}}, control.ErrRequest, `there is no drop reason "whim"`},
 		{control.CaptureOptions{Filter: "prot 80"}, control.ErrRequest, `filter, column 1: "prot" is no test`},
 	} {
-		if _, err := b.taps.capture(test.options, 1, nil); !errors.Is(err, test.kind) || !strings.Contains(err.Error(), test.want) {
+		if _, err := b.taps.capture(test.options, 1, nil); !errors.Is(err, test.kind) || !strings.HasPrefix(err.Error(), test.want) {
 			t.Errorf("%+v: %v", test.options, err)
 		}
 	}

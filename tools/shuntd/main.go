@@ -1,7 +1,7 @@
 // Shuntd is the offload daemon: it turns guests' virtual IO into real IO.
 //
 // The frame around it (flags, configuration, signals, API, metrics) is package tools/control/daemon; what moves packets are dataplane, vxlan and
-// bpf. Here is the wire between them: an engine that makes each configured object of parts of those.
+// bpf, what serves disks are dataplane and blk. Here is the wire between them: an engine that makes each configured object of parts of those.
 package main
 
 import (

@@ -103,7 +103,8 @@ func (d *daemon) command(status *int) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shuntd",
 		Short: "shunt's offload daemon",
-		Long: "shuntd moves the packets of virtual machines and containers between their vhost-user sockets and the network.\n" +
+		Long: "shuntd takes the IO of virtual machines and containers past the kernel: packets between their vhost-user sockets or veths and the network,\n" +
+			"requests to disks between vhost-user sockets and storage servers or files.\n" +
 			"SIGHUP reads the configuration again; what did not change in it is not touched. SIGTERM stops cleanly.",
 		Version: control.Version(), Args: cobra.NoArgs, SilenceErrors: true, SilenceUsage: true,
 		Run: func(*cobra.Command, []string) { *status = d.run() },
