@@ -62,6 +62,7 @@ type lane struct {
 	state       laneState
 	closed      bool
 	why         error // of the state, if it is laneBreaking
+	risky       bool  // the controller had commands that change the disk; the manager's to read after quiet
 	association *association
 	limits      limits
 	fd          int // the socket; the manager's again after quiet
@@ -198,7 +199,7 @@ func (l *lane) fail(why error) {
 		return
 	}
 	was := l.state
-	l.state, l.why = laneBreaking, why
+	l.state, l.why, l.risky = laneBreaking, why, l.changes()
 	l.association.fail(fmt.Errorf("IO queue %d: %w", l.qid, why))
 	l.host.Ring.Cancel(&l.send)
 	l.host.Ring.Cancel(&l.recv)

@@ -50,6 +50,16 @@ const (
 // changes tells whether the command changes the disk.
 func (c *command) changes() bool { return c.op != blk.OpRead && c.op != blk.OpFlush }
 
+// changes tells whether the controller has any that do, or may have.
+func (l *lane) changes() bool {
+	for i := range l.commands[:l.limits.depth] {
+		if c := &l.commands[i]; c.begun && !c.answered && c.changes() {
+			return true
+		}
+	}
+	return false
+}
+
 // sends tells whether data moves to the controller.
 func (c *command) sends() bool { return c.op == blk.OpWrite || c.op == blk.OpDiscard }
 

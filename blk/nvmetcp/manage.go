@@ -40,7 +40,7 @@ func (s *Store) manage(a *association) {
 		}
 		s.take(nil)
 		s.set(func(st *blk.State) { st.Up, st.Why = false, why })
-		alive, err := s.fence(a, s.down(why))
+		alive, err := s.fence(a, s.down(why), why)
 		var next *association
 		if err == nil {
 			next, err = s.reconnect(&delay)
@@ -187,7 +187,8 @@ func (s *Store) attach(a *association, l *lane, kept bool) error {
 	return err
 }
 
-// down takes every lane out of service, and returns when the kernel has nothing of theirs any more: what is left is their sockets, which we send nothing on.
+// down takes every lane out of service, and returns when the kernel has nothing of theirs any more: what is left is the sockets of those
+// that had commands which change the disk; we send nothing on them.
 func (s *Store) down(why error) (left sockets) {
 	lanes := s.open()
 	for _, l := range lanes {
@@ -201,8 +202,10 @@ func (s *Store) down(why error) (left sockets) {
 		}
 		select {
 		case <-l.quiet:
-			if fd := l.bury(); fd >= 0 {
+			if fd := l.bury(); fd >= 0 && l.risky {
 				left = append(left, fd)
+			} else if fd >= 0 {
+				cut(fd)
 			}
 		case <-s.closing: // who closes the store has closed its lanes
 		}

@@ -54,7 +54,8 @@ type Options struct {
 	// and what becomes of requests meanwhile is the volume's policy.
 	CtrlLossTimeout time.Duration
 	// Quiesce is how long after the end of a process that had writes under way the next one writes (blk.Info), if that is longer than what it takes a controller to end an
-	// association that has fallen silent. Zero: it is not.
+	// association that has fallen silent. It is also how long a controller may take to end the writes it was given after it was disabled, if that is longer than CommandTimeout, or after it
+	// has fallen silent: where its disk hangs for longer, they may be carried out after newer ones. Zero: it is not.
 	Quiesce time.Duration
 	// Watcher hears when the namespace has changed; nil: nobody.
 	Watcher blk.Watcher

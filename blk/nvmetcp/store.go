@@ -26,6 +26,7 @@ type Store struct {
 	current *association
 	info    blk.Info
 	state   blk.State
+	unended string        // what is to be said of writes that a former controller was not seen to end
 	changed chan struct{} // closed, and made anew, when current or state changes
 }
 
@@ -209,13 +210,20 @@ func (s *Store) relearn(ctx context.Context, a *association) error {
 	}
 	s.mu.Lock()
 	a.namespace, a.lifetime = n, life
-	before, now := s.info, a.info()
+	before, now := s.info, s.face(a)
 	s.info = now
 	s.mu.Unlock()
 	if !reflect.DeepEqual(before, now) && s.o.Watcher != nil {
 		s.o.Watcher.Changed(now)
 	}
 	return nil
+}
+
+// face is what an association says of the namespace, with what is to be said of those before; with mu held.
+func (s *Store) face(a *association) blk.Info {
+	i := a.info()
+	i.Describe += s.unended
+	return i
 }
 
 // set changes the state, and wakes who waits for that.
@@ -237,7 +245,7 @@ func (s *Store) take(a *association) {
 	before := s.info
 	s.current = a
 	if a != nil {
-		s.info = a.info()
+		s.info = s.face(a)
 	}
 	now := s.info
 	s.mu.Unlock()

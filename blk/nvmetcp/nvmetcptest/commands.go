@@ -114,6 +114,9 @@ func cstring(b []byte) string {
 func (q *Queue) admin(e []byte, cid uint16) bool {
 	t, c := q.Target, q.controller
 	t.Admin[e[0]].Add(1)
+	if t.o.Lingers {
+		c.alive() // all traffic is a sign of life
+	}
 	if e[0] == 0x7f {
 		return q.property(e, cid)
 	}

@@ -1,0 +1,101 @@
+package nvmetcp
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/nvmetcp/nvmetcptest"
+)
+
+// hanging is a target whose disk hangs with a command in it, which the host has given up: the controller was disabled. It returns the command's request, and when it was lost.
+func hanging(t *testing.T, opcode byte, quiesce time.Duration) (*nvmetcptest.Target, *Store, *client, *job, time.Time) {
+	t.Helper()
+	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
+	o := options(target)
+	o.KATO, o.CommandTimeout, o.Quiesce = time.Second, 100*time.Millisecond, quiesce
+	s := connect(t, o)
+	c := newWorkbench(t).open(t, s)
+	c.awaitUp()
+	fillRandom(c.memory[:8192], 6)
+	target.Hold(only(opcode))
+	j := c.job(map[byte]blk.Op{0x01: blk.OpWrite, 0x02: blk.OpRead}[opcode], 0, 4096, 0)
+	c.submit(j)
+	if o := c.end(j); o != blk.Lost {
+		t.Fatalf("outcome %d, want Lost", o)
+	}
+	target.Hold(nil)
+	return target, s, c, j, time.Now()
+}
+
+func (s *Store) says(what string) bool {
+	why := s.State().Why
+	return why != nil && strings.Contains(why.Error(), what)
+}
+
+// A disk hangs for longer than all other bounds, and goes on within Quiesce. Nothing is written until it has ended the write it had, and the operator is told so.
+func TestDiskHangs(t *testing.T) {
+	t.Parallel()
+	target, s, c, old, _ := hanging(t, 0x01, time.Minute)
+	c.await("it is told of", func() bool {
+		return s.says("has not ended the writes of 1 IO queues: its disk may hang, which is waited for, at most 1m0s")
+	})
+	time.Sleep(1500 * time.Millisecond) // longer than KATO and CommandTimeout
+	if len(c.kept) != 1 {
+		t.Fatal("the lane is up while an older write may still be executed")
+	}
+	target.Release()
+	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+	if !c.kept[1] || strings.Contains(s.Info().Describe, "disabled") {
+		t.Errorf("kept %v; %s", c.kept, s.Info().Describe)
+	}
+	c.must(old)
+	c.must(c.job(blk.OpWrite, 0, 4096, 4096))
+	target.Do(func() {
+		if !bytes.Equal(target.Disk()[:4096], c.memory[4096:8192]) {
+			t.Error("the old write was executed after the newer one")
+		}
+	})
+}
+
+// A controller hangs up on everything, its admin queue too, as one does whose keep-alive timeout has run out: that does not say that its disk has ended what it had.
+func TestDiskHangsAndTargetGoes(t *testing.T) {
+	t.Parallel()
+	target, s, c, _, _ := hanging(t, 0x01, 3*time.Second)
+	c.await("it is told of", func() bool { return s.says("has not ended") })
+	target.Break(true)
+	gone := time.Now()
+	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+	if d := time.Since(gone); d < 3*time.Second {
+		t.Errorf("the lane is up %v after the controller went away with a write in it", d)
+	}
+}
+
+// One that hangs for longer is told of for as long as the store is open.
+func TestDiskHangsForLong(t *testing.T) {
+	t.Parallel()
+	_, s, c, _, lost := hanging(t, 0x01, 1500*time.Millisecond)
+	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+	if d := time.Since(lost); d < 1500*time.Millisecond {
+		t.Errorf("the lane is up after %v", d)
+	}
+	if want := "did not end the writes of 1 IO queues within 1.5s (quiesce): they may yet be carried out, over newer ones"; !strings.Contains(s.Info().Describe, want) {
+		t.Errorf("%q has no %q", s.Info().Describe, want)
+	}
+}
+
+// Reads change nothing, so nobody waits for theirs.
+func TestDiskHangsWithRead(t *testing.T) {
+	t.Parallel()
+	_, s, c, read, lost := hanging(t, 0x02, time.Minute)
+	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
+	if d := time.Since(lost); d > 15*time.Second {
+		t.Errorf("the lane is up after %v", d)
+	}
+	c.must(read)
+	if strings.Contains(s.Info().Describe, "disabled") {
+		t.Error(s.Info().Describe)
+	}
+}
