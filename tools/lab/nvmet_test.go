@@ -66,9 +66,10 @@ rmdir subsystems/` + nvmetName + `/namespaces/* subsystems/` + nvmetName + `
 
 // The target of Debian's kernel, in a guest: digests off and on, requests of all sizes, a target that goes away and comes back in the middle, a namespace that grows.
 func TestNVMeTarget(t *testing.T) {
+	t.Parallel() // beside others of which most is waiting for a guest
 	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb")
-	img, err := guest.Build(t.Context(), guest.Recipe{Modules: []string{"nvmet_tcp", "loop", "crc32c_generic"}, Progress: func(s string) { t.Log(s) }})
+	img, err := guest.Build(t.Context(), guest.Recipe{Modules: []string{"nvmet_tcp", "loop", "ext4", "crc32c_generic"}, Progress: func(s string) { t.Log(s) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +154,65 @@ func TestNVMeTarget(t *testing.T) {
 			}
 		}
 	})
+	t.Run("hangs", func(t *testing.T) { nvmeHangs(t, at, shell) })
+}
+
+// nvmetFrozen makes namespace 9 of a disk that lies in a file system which can be frozen: then what is written hangs in it.
+const nvmetFrozen = `
+set -e
+dd if=/dev/zero of=/run/fs bs=1M count=12 2>/dev/null
+mke2fs -F /run/fs >/dev/null
+mkdir /run/mnt
+mount -t ext4 -o loop /run/fs /run/mnt
+dd if=/dev/zero of=/run/mnt/file bs=1M count=8 2>/dev/null
+losetup /dev/loop7 /run/mnt/file
+sync
+cd /sys/kernel/config/nvmet/subsystems/` + nvmetName + `
+mkdir namespaces/9
+echo -n /dev/loop7 >namespaces/9/device_path
+echo 1 >namespaces/9/enable
+`
+
+// nvmeHangs has the disk hang with a write in it for longer than a command's timeout and the keep-alive time. The target says at once that the controller is disabled; the lane is up again
+// when the write has ended, and not before.
+func nvmeHangs(t *testing.T, at string, shell func(string)) {
+	shell(nvmetFrozen)
+	u := openNVMe(t, nvmetcp.Options{Address: at, NQN: nvmetName, NSID: 9, KATO: time.Second, CommandTimeout: 300 * time.Millisecond, Quiesce: time.Minute})
+	is := func() bool {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		return u.isUp
+	}
+	wait := func(up bool) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		for u.isUp != up {
+			u.up.Wait()
+		}
+	}
+	wait(true)
+	shell("fsfreeze --freeze /run/mnt")
+	defer shell("fsfreeze --unfreeze /run/mnt 2>/dev/null || true")
+	j := &nvmeJob{Request: blk.Request{Op: blk.OpWrite, Length: 4096, Buffers: [][]byte{u.memory[:4096]}}, done: make(chan blk.Outcome, 1)}
+	j.Handler = j
+	u.worker.Do(func() {
+		if !u.lane.Submit(&j.Request) {
+			t.Error("the write is handed back")
+		}
+	})
+	if o := <-j.done; o != blk.Lost {
+		t.Errorf("outcome %d, want Lost", o)
+	}
+	time.Sleep(3 * time.Second) // longer than a target waits for a sign of life
+	why := u.store.State().Why
+	if t.Log(why); is() || why == nil || !strings.Contains(why.Error(), "its disk may hang") {
+		t.Errorf("the lane is up: %v, while a write hangs in the target's disk: %v", is(), why)
+	}
+	shell("fsfreeze --unfreeze /run/mnt")
+	wait(true)
+	if err := u.do(blk.OpWrite, 0, 4096, u.memory[:4096]); err != nil {
+		t.Error(err)
+	}
 }
 
 // freePort is an address of this host that nobody listened on a moment ago.
