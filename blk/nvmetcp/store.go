@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -248,9 +249,11 @@ func (s *Store) take(a *association) {
 		s.info = s.face(a)
 	}
 	now := s.info
-	s.mu.Unlock()
 	sameDisk := before
-	sameDisk.Describe = now.Describe
+	if strings.HasSuffix(before.Describe, s.unended) { // that was told of
+		sameDisk.Describe = now.Describe
+	}
+	s.mu.Unlock()
 	if a != nil && before.Size != 0 && !reflect.DeepEqual(sameDisk, now) && s.o.Watcher != nil {
 		s.o.Watcher.Changed(now)
 	}
