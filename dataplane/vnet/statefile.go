@@ -85,7 +85,7 @@ func (f *stateFile) open() error {
 		return err
 	}
 	if err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("another process uses it: %w", err)
+		return fmt.Errorf("another process has it, which serves the same socket: end that, or choose another socket: %w", err)
 	}
 	want := int64(stateHeader + f.rings*slotBytes)
 	if size != want {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,11 +59,9 @@ func (e *engine) newGuest(p *port, n *network) error {
 	for _, pair := range p.pairs {
 		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
 	}
-	if g.net, err = vnet.New(o); err != nil {
-		return err
-	}
-	p.device = g
-	return nil
+	p.device = g // also of a device that is refused: its file goes with it
+	g.net, err = vnet.New(o)
+	return err
 }
 
 // statePaths are where the files may be that tell a successor where the rings stood, one for each socket: on a file system in
@@ -84,7 +83,11 @@ func stateFile(socket string) (string, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", err
 		}
-		return filepath.Join(dir, url.PathEscape(socket)), nil
+		name := url.PathEscape(socket)
+		if len(name) > unix.NAME_MAX { // of letters that are three escapes each
+			name = fmt.Sprintf("%x", sha256.Sum256([]byte(socket)))
+		}
+		return filepath.Join(dir, name), nil
 	}
 	return "", fmt.Errorf("neither %s is on a file system in memory: mount a tmpfs on /run", strings.Join(statePaths, " nor "))
 }

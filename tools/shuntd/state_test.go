@@ -5,7 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/tools/need"
@@ -69,4 +72,37 @@ func TestRingStatesGoWithTheirPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	there(true, "stopped")
+}
+
+// A path of letters that are long when they are escaped has a file, and a port whose file finds no room leaves none.
+func TestRingStatesOfOddPorts(t *testing.T) {
+	need.Root(t)
+	dir := ringStates(t)
+	rings := statePaths[0]
+	if err := errors.Join(os.MkdirAll(rings, 0o700), unix.Mount("none", rings, "tmpfs", 0, "size=4k")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(rings, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	e := newTestEngine(t, 1)
+	if err := e.AddNetwork(t.Context(), config.Network{Name: "blue", MTU: 1500, LearnLimit: 8}); err != nil {
+		t.Fatal(err)
+	}
+	a, b := testPort("a", dir, 1), testPort("b", dir, 2)
+	a.Socket = filepath.Join(dir, strings.Repeat("\u00e4", (100-len(dir))/2))
+	if err := e.AddPort(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.AddPort(t.Context(), b); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a second file in a page: %v", err)
+	}
+	if there, err := os.ReadDir(rings); err != nil || len(there) != 1 {
+		t.Errorf("there are %v (%v)", there, err)
+	}
+	if err := errors.Join(e.removeAll(t.Context())...); err != nil {
+		t.Error(err)
+	}
 }
