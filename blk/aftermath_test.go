@@ -57,6 +57,12 @@ func (n *tenancy) begin(op driver.Op) {
 	n.Helper()
 	n.come()
 	n.store.Silence(true)
+	n.submit(op)
+	n.await("the store has a request", func(s *blk.VolumeStats) bool { return s.InFlight == 1 })
+}
+
+func (n *tenancy) submit(op driver.Op) {
+	n.Helper()
 	r := &driver.Request{Op: op}
 	if op == driver.WriteZeroes {
 		r.Ranges = []driver.Range{{Sectors: 8}}
@@ -67,7 +73,6 @@ func (n *tenancy) begin(op driver.Op) {
 	}
 	check(n, n.disk.Queue(0).Submit(r))
 	n.disk.Queue(0).Kick()
-	n.await("the store has a request", func(s *blk.VolumeStats) bool { return s.InFlight == 1 })
 }
 
 // leave has the guest go in the midst of that.
@@ -125,7 +130,7 @@ func TestUnended(t *testing.T) {
 		"a write, then answered": {before: func(n *tenancy) { n.leave(driver.Out); answered(n) }},
 		"a write lost":           {before: func(n *tenancy) { n.begin(driver.Out); n.store.Break(context.Canceled) }, waits: true},
 	} {
-		source := t.Name() + "/" + name
+		source := t.TempDir() + name
 		n := tenant(t, host, source, time.Hour)
 		n.waits(name+", before", false)
 		c.before(n)
@@ -133,6 +138,11 @@ func TestUnended(t *testing.T) {
 		for _, turn := range []string{", next", ", the one after it"} { // as long as it waits itself, whoever comes next does
 			n = tenant(t, host, source+c.next, time.Hour)
 			n.waits(name+turn, c.waits)
+			if c.waits { // and is gone with a write that waits
+				n.come()
+				n.submit(driver.Out)
+				n.await("a write waits", func(s *blk.VolumeStats) bool { return s.Waiting == 1 })
+			}
 			n.end()
 		}
 	}
@@ -141,25 +151,29 @@ func TestUnended(t *testing.T) {
 // TestUnendedEnds: writes wait until that is over, reads do not, and nobody waits for it twice.
 func TestUnendedEnds(t *testing.T) {
 	const quiesce = 400 * time.Millisecond
+	source := t.TempDir() // that nobody has had
 	host := blktest.Run(t, 1)[0]
-	n := tenant(t, host, t.Name(), quiesce)
+	n := tenant(t, host, source, quiesce)
 	n.leave(driver.Out)
 	n.end()
-	n = tenant(t, host, t.Name(), quiesce)
-	until := n.device.State().Waits[0].Until
+	n = tenant(t, host, source, quiesce)
+	waits := n.device.State().Waits
+	if len(waits) != 1 {
+		t.Fatalf("opened again, it waits: %+v", waits)
+	}
 	n.come()
 	_, err := n.sync.ReadAt(make([]byte, 512), 0)
 	check(t, err)
 	read := time.Now()
 	_, err = n.sync.WriteAt(make([]byte, 512), 0)
 	check(t, err)
-	if early := time.Until(until); early > time.Millisecond {
+	if early := time.Until(waits[0].Until); early > time.Millisecond {
 		t.Errorf("a write is done %v before it may be", early)
 	}
 	t.Logf("a read is answered %v before the write", time.Since(read))
 	n.waits("when it is over", false)
 	n.end()
-	n = tenant(t, host, t.Name(), quiesce)
+	n = tenant(t, host, source, quiesce)
 	n.waits("the one after it", false)
 	n.end()
 }

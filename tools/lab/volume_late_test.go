@@ -13,6 +13,8 @@ import (
 	"github.com/shuntio/shunt/dataplane/shm"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/virtq"
+	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/lab/daemon"
 	"github.com/shuntio/shunt/tools/lab/peer"
 )
 
@@ -105,12 +107,13 @@ const lateServer = `export D="$1" I="$2"; exec nbdkit -f -U "$0" eval get_size='
 
 // TestVolumeWriteLate: a server has a write that it has not carried out when its connection breaks, and carries it out later. Within the quiesce time the write is
 // done again only after that, so what is written then stays; also where it was shuntd that was killed, and the next one does the write again. A server that
-// holds it for longer has the older data on its disk in the end: that is what NBD leaves open, and it shows that the test sees it.
+// holds it for longer has the older data on its disk in the end: that is what NBD leaves open, and it shows that the test sees it. The same where it was the guest that left,
+// without an in-flight area, and another one comes, to the same volume or to one that was removed and added again.
 func TestVolumeWriteLate(t *testing.T) {
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[1]")
 	const quiesce, held = time.Second, 300 * time.Millisecond
-	volumes := []string{"within", "beyond", "killed"}
+	volumes := []string{"within", "beyond", "killed", "left", "removed"}
 	relays := map[string]*peer.Relay{}
 	for _, name := range volumes {
 		s.blank(t, name, 1<<20)
@@ -119,7 +122,7 @@ func TestVolumeWriteLate(t *testing.T) {
 		relays[name] = s.behind(t, name, fmt.Sprintf(", quiesce: %v", quiesce))
 	}
 	d := start(t, namespace(t, "host"), "shuntd", s.config.String())
-	for _, name := range volumes {
+	for _, name := range volumes[:3] {
 		l := &lateWrite{disk: s.dial(t, name, driver.Options{Inflight: true, Reconnect: true}), dir: s.image(name + ".d"), image: s.image(name)}
 		lose := func() { relays[name].Cut().End() }
 		if name == "killed" {
@@ -143,6 +146,35 @@ func TestVolumeWriteLate(t *testing.T) {
 		}
 		t.Logf("%s: the first write was acknowledged after %v, the disk has %q at the end", name, l.took.Round(time.Millisecond), got[:1])
 	}
+	for _, name := range volumes[3:] {
+		l := &lateWrite{disk: s.dial(t, name, driver.Options{}), dir: s.image(name + ".d"), image: s.image(name), held: held}
+		got := l.leave(t, ctx, func() *driver.Disk {
+			if name == "removed" {
+				addAgain(t, ctx, d, name)
+			}
+			return s.dial(t, name, driver.Options{})
+		})
+		if !bytes.Equal(got, bytes.Repeat([]byte{'B'}, 4096)) {
+			t.Errorf("%s: the disk has %q at the end, want B", name, got[:8])
+		}
+		t.Logf("%s: the next guest's write was acknowledged after %v, the disk has %q at the end", name, l.took.Round(time.Millisecond), got[:1])
+	}
+}
+
+// addAgain removes a volume and adds it, which then says that writes wait.
+func addAgain(t *testing.T, ctx context.Context, d *daemon.Daemon, name string) {
+	t.Helper()
+	v, err := d.API().Volume(ctx, name)
+	must(t, err)
+	_, err = d.API().Delete(ctx, control.KindVolume, name)
+	must(t, err)
+	_, err = d.API().PutVolume(ctx, v.Config)
+	must(t, err)
+	v, err = d.API().Volume(ctx, name)
+	must(t, err)
+	if v.Status == nil || len(v.Status.Waits) != 1 || !v.Status.Waits[0].Until.After(time.Now()) {
+		t.Errorf("%s: added again, it is %+v", name, v.Status)
+	}
 }
 
 // lateWrite writes A, loses the connection while the server holds it, waits until it is acknowledged, and writes B.
@@ -160,6 +192,31 @@ func (l *lateWrite) there(name string) func() bool {
 		_, err := os.Stat(l.file(name))
 		return err == nil
 	}
+}
+
+// leave has the guest leave while the server holds A, and the next one write B.
+func (l *lateWrite) leave(t *testing.T, ctx context.Context, next func() *driver.Disk) []byte {
+	t.Helper()
+	must(t, os.WriteFile(l.file("hold"), nil, 0o600))
+	a, err := l.disk.Alloc(4096)
+	must(t, err)
+	copy(a.Bytes, bytes.Repeat([]byte{'A'}, 4096))
+	must(t, l.disk.Queue(0).Submit(&driver.Request{Op: driver.Out, Data: []virtq.Buffer{a.Segment(0, 4096)}}))
+	l.disk.Queue(0).Kick()
+	eventually(t, ctx, "the server does not hold the write", l.there("held"))
+	must(t, l.disk.Close())
+	y, err := next().NewSync(0, 4096)
+	must(t, err)
+	began := time.Now()
+	defer time.AfterFunc(l.held, func() { _ = os.WriteFile(l.file("go"), nil, 0o600) }).Stop()
+	_, err = y.WriteAt(bytes.Repeat([]byte{'B'}, 4096), 0)
+	must(t, err)
+	must(t, y.Flush())
+	l.took = time.Since(began)
+	eventually(t, ctx, "the server forgets the write", l.there("late"))
+	b, err := os.ReadFile(l.image)
+	must(t, err)
+	return b[:4096]
 }
 
 func (l *lateWrite) run(t *testing.T, ctx context.Context, lose func()) []byte {

@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -77,11 +76,7 @@ type silence struct {
 
 func (b *silence) begin() {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	var err error
-	b.disk, err = driver.Dial(ctx, b.socket, driver.Options{Queues: b.queues, Size: 16, Memory: 1 << 20})
-	must(b, err)
+	b.disk = dial(b, b.socket, b.queues)
 	b.engine.Store.Silence(true)
 	b.engine.Store.Deafen(true)
 	for i := range b.queues {
