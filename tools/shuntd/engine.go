@@ -52,6 +52,7 @@ type engine struct {
 	vain   time.Time                                              // when AddVolume last left before its store was open
 	rings  sync.Mutex                                             // held while one is opened
 	others []int                                                  // cores that we may use and no worker runs on
+	files  int                                                    // that a worker's io_uring has places for
 
 	taps taps
 }
@@ -61,7 +62,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
 		log: log, idle: c.Idle, ended: make(chan error, 1),
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
-		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore, closing: make(chan struct{}),
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore, files: mostFiles(), closing: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {

@@ -16,7 +16,7 @@ func (e *engine) ring(w *worker) (*uring.Ring, error) {
 	if w.ring != nil {
 		return w.ring, nil
 	}
-	r, err := uring.Open(uring.Options{Entries: ringEntries, Files: ringFiles, Cores: e.others})
+	r, err := uring.Open(uring.Options{Entries: ringEntries, Files: e.files, Cores: e.others})
 	if err != nil {
 		return nil, err
 	}
@@ -35,11 +35,29 @@ func (e *engine) ring(w *worker) (*uring.Ring, error) {
 }
 
 // What a worker's ring has room for: a full lane of 128 requests for each of 16 busy volumes, beyond which lanes wait for each other; and the files and
-// connections of as many volumes as a host has guests.
+// connections of more volumes than a worker serves well, at eight bytes of the kernel's each.
 const (
 	ringEntries = 2048
-	ringFiles   = 512
+	ringFiles   = 4096
 )
+
+// mostFiles is how many files a ring may have: it cannot be told of more than the process may have open, and that is for all rings and what else there is.
+func mostFiles() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return ringFiles
+	}
+	return int(min(ringFiles, limit.Cur/2))
+}
+
+// crowded says what to do where a ring has no place for a volume's file or connection.
+func (e *engine) crowded(err error) error {
+	if !errors.Is(err, uring.ErrFiles) {
+		return err
+	}
+	return &refusal{fmt.Sprintf("its worker has %d files and connections of volumes, and can have no more: give the volume to another one with workers", e.files),
+		[]error{err, errHere}}
+}
 
 // ringLast makes the worker come to its ring after all that use it, so that what they asked for in a round goes out at its end.
 func (w *worker) ringLast() {

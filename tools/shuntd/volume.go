@@ -167,7 +167,7 @@ func (v *volume) try(ctx context.Context) (err error) {
 		return err
 	}
 	if err = v.serve(s, c); err != nil {
-		return errors.Join(err, v.close(s))
+		return errors.Join(v.engine.crowded(err), v.close(s))
 	}
 	v.mu.Lock()
 	now, late := v.config, v.ended

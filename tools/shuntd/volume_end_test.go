@@ -127,6 +127,23 @@ func underWay(e *engine, name string) uint64 {
 	return 0
 }
 
+// A volume whose worker has no place for its file is refused, with what to do.
+func TestVolumeTooMany(t *testing.T) {
+	dir, e, ctx := t.TempDir(), runningEngine(t), t.Context()
+	e.files = 4
+	for i := range 2 * e.files {
+		err := e.AddVolume(ctx, testVolume(t, dir, fmt.Sprintf("v%d", i), 1<<20))
+		if err == nil {
+			continue
+		}
+		if i == 0 || !errors.Is(err, errHere) || !strings.HasPrefix(err.Error(), "its worker has 4 files and connections of volumes") {
+			t.Errorf("volume %d: %v", i, err)
+		}
+		return
+	}
+	t.Errorf("%d volumes in %d places", 2*e.files, e.files)
+}
+
 // Who looks at a volume while it is removed finds it waiting, for a reason.
 func TestVolumeLookedAtWhileItEnds(t *testing.T) {
 	dir, e, ctx := t.TempDir(), runningEngine(t), t.Context()
