@@ -1,10 +1,6 @@
 package bpf
 
-import (
-	"errors"
-
-	"github.com/cilium/ebpf"
-)
+import "errors"
 
 // PortProgram is the program on an interface whose frames are all ours: the
 // host end of the veth of a container, or of the host itself. It is for one goroutine, except that
@@ -78,10 +74,6 @@ func (p *PortProgram) Leave() error {
 	p.hook.Leave()
 	return p.objs.close()
 }
-
-// PortSpec returns the program as it is embedded, for tools that load it without
-// attaching.
-func PortSpec() (*ebpf.CollectionSpec, error) { return loadPort() }
 
 // close also takes what LoadAndAssign left nil after an error.
 func (o *portObjects) close() error {

@@ -89,32 +89,14 @@ func ParseTCP(b []byte) (TCP, bool) {
 	return h, h.HeaderLen() >= TCPMinLen && h.HeaderLen() <= len(b)
 }
 
-// SourcePort is the sender's port.
-func (h TCP) SourcePort() uint16 { return binary.BigEndian.Uint16(h[0:2]) }
-
-// DestinationPort is the receiver's port.
-func (h TCP) DestinationPort() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
-
 // Sequence is the number of the first payload byte.
 func (h TCP) Sequence() uint32 { return binary.BigEndian.Uint32(h[4:8]) }
-
-// Acknowledgment is the next byte the sender expects.
-func (h TCP) Acknowledgment() uint32 { return binary.BigEndian.Uint32(h[8:12]) }
 
 // HeaderLen is the length of the header with its options.
 func (h TCP) HeaderLen() int { return int(h[12]>>4) * 4 }
 
 // Flags are TCPFin and its neighbours.
 func (h TCP) Flags() uint8 { return h[13] }
-
-// Window is how much more the sender would take.
-func (h TCP) Window() uint16 { return binary.BigEndian.Uint16(h[14:16]) }
-
-// Checksum covers pseudo header, header and payload.
-func (h TCP) Checksum() uint16 { return binary.BigEndian.Uint16(h[16:18]) }
-
-// Payload is what is there of it.
-func (h TCP) Payload() []byte { return h[h.HeaderLen():] }
 
 // ICMP message types that shunt judges.
 const (
@@ -141,18 +123,6 @@ const (
 //	+---------------------------------------------------------------+
 type ICMPv4 []byte
 
-// ParseICMPv4 checks that the header is there.
-func ParseICMPv4(b []byte) (ICMPv4, bool) { return ICMPv4(b), len(b) >= ICMPLen }
-
-// Type is ICMPv4Echo or one of its neighbours.
-func (h ICMPv4) Type() uint8 { return h[0] }
-
-// Code refines Type.
-func (h ICMPv4) Code() uint8 { return h[1] }
-
-// Checksum covers the message.
-func (h ICMPv4) Checksum() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
-
 // Payload is what follows the eight bytes all messages share.
 func (h ICMPv4) Payload() []byte { return h[ICMPLen:] }
 
@@ -166,17 +136,11 @@ func (h ICMPv4) Payload() []byte { return h[ICMPLen:] }
 //	+---------------------------------------------------------------+
 type ICMPv6 []byte
 
-// ParseICMPv6 checks that the header is there.
-func ParseICMPv6(b []byte) (ICMPv6, bool) { return ICMPv6(b), len(b) >= ICMPLen }
-
 // Type is ICMPv6EchoRequest or one of its neighbours.
 func (h ICMPv6) Type() uint8 { return h[0] }
 
 // Code refines Type.
 func (h ICMPv6) Code() uint8 { return h[1] }
-
-// Checksum covers pseudo header and message.
-func (h ICMPv6) Checksum() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
 
 // Payload is what follows the eight bytes all messages have.
 func (h ICMPv6) Payload() []byte { return h[ICMPLen:] }
