@@ -43,6 +43,9 @@ const mixedRoom = 512
 // errShutdown is what a server says that wants to go.
 var errShutdown = errors.New("the server is shutting down")
 
+// errUnasked is why a connection ends on which an answer comes to nothing.
+var errUnasked = fmt.Errorf("%w: it answers a request that it was not sent", ErrProtocol)
+
 // vector is where aim puts what a receive can fill.
 type vector interface{ Add(b []byte) bool }
 
@@ -212,7 +215,7 @@ func (s *replies) simple(b []byte) (int, error) {
 	p := s.table.find(r.cookie())
 	switch {
 	case p == nil || p.replied:
-		return 0, fmt.Errorf("%w: it answers a request that it was not sent", ErrProtocol)
+		return 0, errUnasked
 	case p.command == cmdRead && s.structured:
 		return 0, fmt.Errorf("%w: it answers a read with a simple reply, and structured ones were agreed", ErrProtocol)
 	case r.errno() != 0:
@@ -240,7 +243,7 @@ func (s *replies) chunk(b []byte) (int, error) {
 	c := chunk(b)
 	p := s.table.find(c.cookie())
 	if p == nil || p.replied {
-		return 0, fmt.Errorf("%w: it answers a request that it was not sent", ErrProtocol)
+		return 0, errUnasked
 	}
 	var n int
 	var err error

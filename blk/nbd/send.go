@@ -125,7 +125,9 @@ func (l *lane) unreadable() {
 			return
 		}
 		t := p.task
-		l.forget(p)
+		if !l.unsend(p) {
+			return
+		}
 		l.settle(t)
 	}
 }

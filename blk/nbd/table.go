@@ -126,7 +126,9 @@ type part struct {
 }
 
 // writes tells whether the command changes the disk.
-func (p *part) writes() bool { return p.command != cmdRead && p.command != cmdFlush }
+func (p *part) writes() bool {
+	return p.command == cmdWrite || p.command == cmdTrim || p.command == cmdWriteZeroes
+}
 
 // payload is how much follows the header.
 func (p *part) payload() int {

@@ -76,7 +76,9 @@ func (l *lane) part(t *task) {
 		switch {
 		case p.task != t || l.send.Busy() && i < l.batch: // only its header is being sent, which is ours
 		case i > 0 || l.begun == 0:
-			l.forget(p)
+			if !l.unsend(p) {
+				return // dropped
+			}
 		case !l.finishFrom(p):
 			return // dropped
 		}
@@ -85,6 +87,16 @@ func (l *lane) part(t *task) {
 	l.count()
 	l.withdrawn.push(t.slot)
 	l.host.Ring.Start(&l.leave, 0) // never within Withdraw
+}
+
+// unsend forgets a part that was never begun to be sent. A server that has begun to answer it all the same, whose cookie it has guessed, is not listened to any further.
+func (l *lane) unsend(p *part) bool {
+	if p.replied || p.extents > 0 || p.errors > 0 {
+		l.drop(errUnasked)
+		return false
+	}
+	l.forget(p)
+	return true
 }
 
 // finishFrom makes a private copy of what the server still must get of a write that was begun. If that is too long, or gone, the connection is dropped.

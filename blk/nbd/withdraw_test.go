@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -253,5 +254,56 @@ func TestWithdrawAll(t *testing.T) {
 	}
 	if len(u.downs()) > 0 {
 		t.Errorf("the connection broke: %v", u.downs())
+	}
+}
+
+// TestWithdrawGuessed: a server reads nothing, and begins to answer a read that waits behind a write: it guesses the cookie. The read is taken back, and what comes then of its answer meets
+// no other request that has its place by now.
+func TestWithdrawGuessed(t *testing.T) {
+	m := newMock(t)
+	m.plain = true
+	m.serve()
+	u := newBench(t).use(open(t, m.options()))
+	client := m.client()
+	write, read := ask(blk.OpWrite, 0, u.memory[:4<<20]), ask(blk.OpRead, 0, u.memory[4<<20:][:4096])
+	u.submit(write)
+	u.submit(read)
+	client.send(simpleReply(got{cookie: 2<<16 | 1}, 0, make([]byte, 100)...))
+	begun := func() (is bool) {
+		u.b.do(func() { o := u.lane.(*laneType).replies.owner; is = o != nil && o.slot == 1 })
+		return is
+	}
+	for end := time.Now().Add(patient); !begun(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the answer is not taken")
+		}
+	}
+	u.b.do(func() { u.lane.Withdraw(&read.Request) })
+	u.ends(read, blk.Withdrawn)
+	var others []*asked
+	u.b.do(func() {
+		for range maxParts - 1 { // of which the last one has its place
+			a := ask(blk.OpRead, 0, u.memory[5<<20:][:512])
+			if !u.lane.Submit(&a.Request) {
+				break
+			}
+			others = append(others, a)
+		}
+	})
+	for i := range u.memory[5<<20:][:8192] {
+		u.memory[5<<20+i] = canary
+	}
+	client.send(make([]byte, 4096-100))
+	u.await("the end of the connection", func() bool { return len(u.why) == 1 })
+	if why := u.downs()[0].Error(); !strings.Contains(why, "that it was not sent") {
+		t.Error(why)
+	}
+	for _, a := range append(others, write) {
+		u.ends(a, blk.Lost)
+	}
+	for i, b := range u.memory[5<<20:][:8192] {
+		if b != canary {
+			t.Fatalf("byte %d of another request's memory was written to", i)
+		}
 	}
 }
