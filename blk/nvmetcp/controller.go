@@ -90,6 +90,9 @@ func (a *association) enable(ctx context.Context) error {
 	a.entries = int(capabilities&0xffff) + 1
 	a.ready = max(500*time.Millisecond*time.Duration(capabilities>>24&0xff), time.Second)
 	a.page = 12 + uint(capabilities>>48&0xf)
+	if a.entries < 2 {
+		return errors.New("its queues have room for no command (CAP.MQES)")
+	}
 	if capabilities>>37&1 == 0 {
 		return errors.New("it does not have the NVM command set (CAP.CSS)")
 	}

@@ -338,3 +338,14 @@ func TestHostileHandshake(t *testing.T) {
 		l.Close()
 	}
 }
+
+// A controller whose queues are too short for any command.
+func TestHostileQueues(t *testing.T) {
+	s, err := Open(t.Context(), options(nvmetcptest.New(t, nvmetcptest.Options{Single: true})))
+	if err == nil {
+		s.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "its queues have room for no command") {
+		t.Errorf("error %v", err)
+	}
+}

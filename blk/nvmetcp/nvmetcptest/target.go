@@ -43,6 +43,8 @@ type Options struct {
 	MDTS byte
 	// Entries of a queue, less one (MQES). Zero: 127.
 	Entries uint16
+	// Single makes that 0: a queue of one entry, which is none.
+	Single bool
 	// Queues is how many IO queues there are. Zero: 4.
 	Queues int
 	// NoSuccess makes reads end with a response capsule instead of the SUCCESS flag.
@@ -109,7 +111,7 @@ func New(tb testing.TB, o Options) *Target {
 	if o.MaxH2CData == 0 {
 		o.MaxH2CData = 128 << 10
 	}
-	if o.Entries == 0 {
+	if o.Entries == 0 && !o.Single {
 		o.Entries = 127
 	}
 	if o.Queues == 0 {
