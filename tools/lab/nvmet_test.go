@@ -209,7 +209,11 @@ func nvmeHangs(t *testing.T, at string, shell func(string)) {
 		t.Errorf("the lane is up: %v, while a write hangs in the target's disk: %v", is(), why)
 	}
 	shell("fsfreeze --unfreeze /run/mnt")
+	ended := time.Now()
 	wait(true)
+	if d := time.Since(ended); d > 30*time.Second {
+		t.Errorf("the lane is up again %v after the write has ended", d)
+	}
 	if err := u.do(blk.OpWrite, 0, 4096, u.memory[:4096]); err != nil {
 		t.Error(err)
 	}
