@@ -179,7 +179,7 @@ func TestRefusedCommand(t *testing.T) {
 	}{
 		{"no file", "", []string{"apply"}, 2, "", "shuntctl: apply which file? name it with -f\n"},
 		{"no such file", "", []string{"apply", "-f", s.dir + "/none"}, 2, "", "shuntctl: read the configuration " + s.dir + "/none: no such file or directory: create it, or name another file\n"},
-		{"no such flag", "", []string{"apply", "--frobnicate"}, 2, "", "shuntctl: unknown flag: --frobnicate\n"},
+		{"no such flag", "", []string{"apply", "--frobnicate"}, 2, "", "shuntctl: unknown flag: --frobnicate: see shuntctl apply --help\n"},
 		{"no daemon", "", []string{"--socket", s.dir + "/none", "status"}, 1, "", "shuntctl: no shuntd answers on " + s.dir + "/none: start it, or name its socket with --socket\n"},
 		{"nothing of that name", "", []string{"delete", "port", "p9"}, 1, "", "shuntctl: there is no port \"p9\"\n"},
 		{"in use", "", []string{"delete", "uplink", "up0"}, 1, "", "shuntctl: uplink up0 is in use by network blue, delete that first\n"},

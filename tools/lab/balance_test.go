@@ -593,7 +593,10 @@ func TestFrontEndKilled(t *testing.T) {
 	absent := belongingsOf(t, ctx, s.d)
 	guests["a"], guests["b"] = begin("a"), begin("b")
 	flows()
-	rounds := 20 * int(soak())
+	rounds := 10 * int(soak())
+	if need.Soak() {
+		rounds *= 2
+	}
 	for i := range rounds {
 		victim := []string{"a", "b"}[i%2]
 		guests[victim].Kill()

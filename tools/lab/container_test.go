@@ -18,6 +18,7 @@ import (
 // A container behind a veth pair, with the offloads that the kernel gives it, talks to a QEMU guest and to the kernel's VXLAN device, is held by
 // its rules, limits and addresses, and goes on when its interface is made anew.
 func TestContainer(t *testing.T) {
+	t.Parallel() // beside others of which most is waiting for a guest
 	ctx := within(t, 4*time.Minute)
 	need.Program(t, "iperf3", "ping")
 	e := newEstate(t, ctx, false, true)

@@ -199,7 +199,7 @@ func TestNeighbourOfANuisance(t *testing.T) {
 			}
 			const length = 150 * time.Millisecond
 			p99 := make([][]time.Duration, len(phases))
-			least, most := 7, 28
+			least, most := 5, 28
 			for turn := range most {
 				for i, p := range phases {
 					if p.nuisance == nil {

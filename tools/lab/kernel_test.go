@@ -186,7 +186,7 @@ func TestGuestAndKernel(t *testing.T) {
 		// A TCP connection through the tunnel lives through it.
 		done := make(chan error, 1)
 		go func() {
-			_, err := peer.Iperf(ctx, far, g, over4.peer4, peer.IperfOptions{Rate: 10e6, Time: 10 * time.Second})
+			_, err := peer.Iperf(ctx, far, g, over4.peer4, peer.IperfOptions{Rate: 10e6, Time: 6 * time.Second})
 			done <- err
 		}()
 		for begin := counters(t, d, control.KindUplink, "up4").TxPackets; counters(t, d, control.KindUplink, "up4").TxPackets < begin+500; {

@@ -125,6 +125,7 @@ func (n *nodes) shell(t *testing.T, ctx context.Context, g *guest.Guest, script 
 }
 
 func TestTwoNodes(t *testing.T) {
+	t.Parallel() // beside others of which most is waiting for a guest
 	ctx := within(t, 5*time.Minute)
 	n := newNodes(t, ctx)
 	undisturbed(t, n.nsA, n.nsB, "192.0.2.2")

@@ -22,6 +22,7 @@ import (
 // Guests that leave checksums and segmentation to their devices, towards the kernel's VXLAN device and each other: nobody ever finds a wrong
 // checksum, and the counters show packets cut towards the wire, merged from it, and whole between guests.
 func TestOffloads(t *testing.T) {
+	t.Parallel() // beside others of which most is waiting for a guest
 	ctx := within(t, 5*time.Minute)
 	need.Program(t, "iperf3")
 	e := newEstate(t, ctx, true, false)

@@ -14,6 +14,7 @@ import (
 // can show. testpmd answers ARP and echo requests (icmpecho); then it goes away
 // and QEMU finds the next one.
 func TestGuestAgainstTestpmd(t *testing.T) {
+	t.Parallel() // beside others of which most is waiting for a guest
 	ctx := within(t, 3*time.Minute)
 	socket := filepath.Join(t.TempDir(), "vhost.sock")
 	echo := func(name string) *peer.Testpmd {
