@@ -11,7 +11,7 @@ import (
 // left behind with its thread if it takes too long. That is done once for a path: as long as somebody hangs there, nobody else begins.
 //
 // answerTime is how long a file system may take to tell what it is asked; tests change it.
-var answerTime = 5 * time.Second
+var answerTime = 3 * time.Second
 
 // closeTime is how long it may take to close a file, which nobody has a use for any more.
 const closeTime = time.Second

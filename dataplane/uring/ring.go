@@ -260,7 +260,7 @@ func (r *Ring) InForce() Modes { return r.modes }
 func (r *Ring) Busy() int { return len(r.slots) - len(r.free) }
 
 // closeLimit is how long Close waits for what is under way. What it waits for then hangs in the kernel, as on a disk that does not answer.
-const closeLimit = 2 * time.Second
+const closeLimit = time.Second
 
 // Close cancels what is under way, waits for it, telling the handlers, and frees the ring with all its vectors and buffers. On the worker's thread
 // after it has removed the ring, or anywhere once that thread is no more: then no handler hears anything.
