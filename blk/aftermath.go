@@ -1,6 +1,7 @@
 package blk
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/shuntio/shunt/dataplane"
@@ -17,29 +18,28 @@ import (
 // carries out soon or not at all. A write that hangs in the kernel keeps its volume open (ErrBusy) and the file locked.
 var unended = disks{names: map[string]bool{}}
 
-// disks are those of this process that were closed with writes that may not have ended. Each is there once, until it is opened again.
+// disks are those of this process that were closed with writes that may not have ended, until one was closed that had waited for them.
 type disks struct {
 	mu    sync.Mutex
 	names map[string]bool
 }
 
-func (d *disks) add(names []string) {
+// has tells whether a disk is there, by any of its names.
+func (d *disks) has(names []string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, name := range names {
-		d.names[name] = true
-	}
+	return slices.ContainsFunc(names, func(name string) bool { return d.names[name] })
 }
 
-// take tells whether a disk is there by any of its names, and removes it by all.
-func (d *disks) take(names []string) (there bool) {
+// set has a disk be there by all of its names, or by none.
+func (d *disks) set(names []string, there bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, name := range names {
-		there = there || d.names[name]
-		delete(d.names, name)
+		if delete(d.names, name); there {
+			d.names[name] = true
+		}
 	}
-	return there
 }
 
 // names are those by which the volume's disk is known.
@@ -55,7 +55,7 @@ func (v *Volume) names() (names []string) {
 
 // enter is for a volume whose store was just opened.
 func (v *Volume) enter() {
-	if quiesce := v.info.Load().Quiesce; unended.take(v.names()) && quiesce > 0 {
+	if quiesce := v.info.Load().Quiesce; quiesce > 0 && unended.has(v.names()) {
 		v.fenced.Store(dataplane.Clock() + int64(quiesce))
 		v.note(noteUnended, 0, nil, uint64(quiesce))
 	}
@@ -63,18 +63,22 @@ func (v *Volume) enter() {
 
 // leave is for one that is closed, with all its devices.
 func (v *Volume) leave() {
-	if v.doubt.Load() != 0 || v.fenced.Load() > dataplane.Clock() {
-		unended.add(v.names())
+	if i := v.info.Load(); i == nil || i.Quiesce <= 0 {
+		return
+	}
+	fenced := v.fenced.Load()
+	if doubt := v.doubt.Load() != 0 || fenced > dataplane.Clock(); doubt || fenced != 0 {
+		unended.set(v.names(), doubt)
 	}
 }
 
-// doubts notes how a request came back from the lane.
+// doubts notes how a request came back from the lane. What was begun before a write came back, by whatever worker, says nothing of that write: so that time is read anew.
 func (g *Gate) doubts(r *Request, o Outcome) {
 	doubt := &g.volume.doubt
 	switch since := doubt.Load(); {
 	case (o == Lost || o == Withdrawn) && r.Op.writes():
-		doubt.Store(g.at(going))
-	case o == OK && since != 0 && r.Began > since:
+		raise(doubt, uint64(g.clock()))
+	case o == OK && since != 0 && r.Began > int64(since):
 		doubt.CompareAndSwap(since, 0)
 	}
 }

@@ -81,9 +81,9 @@ type Volume struct {
 	ledger  ledger
 	notes   notes
 
-	restarted atomic.Bool  // the store may have lost what was not flushed, since or before it was opened
-	doubt     atomic.Int64 // when a write last came back that may not have ended, by dataplane.Clock; 0: all have
-	fenced    atomic.Int64 // until then no write goes to the store, since those of others may not have ended; 0: it never had to wait
+	restarted atomic.Bool   // the store may have lost what was not flushed, since or before it was opened
+	doubt     atomic.Uint64 // when a write last came back that may not have ended, by dataplane.Clock; 0: all have
+	fenced    atomic.Int64  // until then no write goes to the store, since those of others may not have ended; 0: it never had to wait
 
 	control sync.Mutex // held by who changes what follows
 	mu      sync.Mutex // of what follows, for a moment
