@@ -60,14 +60,14 @@ func (a *answered) judge(t *testing.T) {
 // two network ports on the same worker go on as if nothing were. When the server goes on, so does the disk, and nothing was lost.
 //
 //	network ports ─┐
-//	neighbour ─────┼─ worker 0 ─ paused ═ NBD server, stopped
+//	neighbour ─────┼─ worker 0 ─ paused, 4 queues ═ NBD server, stopped
 func TestVolumeServerPaused(t *testing.T) {
 	ctx := within(t, 2*time.Minute)
 	s := newShelf(t, "[1]")
 	s.file(t, "neighbour", "")
 	s.blank(t, "paused", shelfDisk)
 	server := s.nbdkit(t, "paused", "file", s.image("paused"))
-	s.volume("paused", s.nbd("paused"), ", quiesce: 100ms")
+	s.volume("paused", s.nbd("paused"), ", quiesce: 100ms, queues: 4")
 	sockets, macs := [2]string{s.socket("n1"), s.socket("n2")}, [2]string{macA, macB}
 	fmt.Fprintf(&s.config, "networks: [{name: blue}]\nports:\n")
 	for i := range sockets {
@@ -75,7 +75,7 @@ func TestVolumeServerPaused(t *testing.T) {
 	}
 	d := start(t, namespace(t, "host"), "shuntd", s.config.String())
 	neighbour := s.user(t, "neighbour", driver.Options{Packed: true, Clock: true}, verify.Options{MaxBytes: 64 << 10})
-	paused := s.user(t, "paused", driver.Options{EventIdx: true, Indirect: true, Inflight: true}, verify.Options{})
+	paused := s.user(t, "paused", driver.Options{Queues: 4, EventIdx: true, Indirect: true, Inflight: true}, verify.Options{})
 	paused.begin(t)
 	must(t, moves(ctx, 50, paused))
 	ports := startBystanders(t, sockets, macs)
