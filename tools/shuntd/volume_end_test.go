@@ -15,6 +15,7 @@ import (
 	"github.com/shuntio/shunt/blk/driver"
 	"github.com/shuntio/shunt/dataplane/virtq"
 	"github.com/shuntio/shunt/tools/control"
+	"github.com/shuntio/shunt/tools/need"
 )
 
 // hangs are stores that have a request each, and neither answer it nor let go of it.
@@ -54,6 +55,7 @@ func (h *hangs) set(on bool) {
 
 // Volumes whose stores let go of nothing end all at the same time, whoever ends them; each is closed when its store lets go at last.
 func TestVolumesEndTogether(t *testing.T) {
+	need.Time(t, "waits for stores that hang")
 	const volumes, queues = 5, 3
 	e := runningEngine(t)
 	h := &hangs{}
