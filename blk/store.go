@@ -156,7 +156,7 @@ type Events interface {
 type State struct {
 	// Up: every lane is.
 	Up bool
-	// Why the store is not up, nil otherwise; Since when it is as it is.
+	// Why the store is not up, or what is wrong although it is; nil otherwise. Since when it is up, or is not.
 	Why   error
 	Since time.Time
 	// Reconnects counts successful ones since the store was opened.

@@ -240,6 +240,9 @@ func (s *Store) suits(e *export) (blk.Info, error) {
 	return i, fmt.Errorf("%s: %w: it lacks %s", s.options.URI, ErrChanged, lacks)
 }
 
+// errHeldBack is why a store that is up sends nothing.
+var errHeldBack = errors.New("the server has writes that were withdrawn and has not answered them: nothing is sent before that")
+
 // State tells how the store fares.
 func (s *Store) State() blk.State {
 	s.mu.Lock()
@@ -254,6 +257,9 @@ func (s *Store) State() blk.State {
 		if !t.up && state.Up {
 			state.Up, state.Why = false, t.why
 		}
+	}
+	if state.Up && s.withdrawn.Load() != 0 {
+		state.Why = errHeldBack
 	}
 	return state
 }

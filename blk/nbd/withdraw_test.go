@@ -160,11 +160,17 @@ func TestOverlap(t *testing.T) {
 			t.Fatalf("a %s is sent (%v) while an older one may still be carried out", commandName(g.command), err)
 		}
 	}
+	if st := s.State(); !st.Up || st.Why == nil {
+		t.Errorf("the store does not say why nothing is sent: %+v", st)
+	}
 	client.send(none(g))
 	client.send(none(client.next()))
 	other.send(none(other.next()))
 	one.ends(newer, blk.OK)
 	two.ends(newest, blk.OK)
+	if st := s.State(); !st.Up || st.Why != nil {
+		t.Errorf("when all is answered: %+v", st)
+	}
 }
 
 // TestOverlapBroken: a connection breaks under a write, which a guest may be told has failed, and writes anew on another lane. The server may still have the first one in its hands, so

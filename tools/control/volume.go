@@ -19,7 +19,7 @@ type VolumeStatus struct {
 	Source string `json:"source"`
 	Serial string `json:"serial"`
 	State  State  `json:"state"`            // connected, disconnected, waiting (for the store) or failed
-	Reason string `json:"reason,omitempty"` // of a waiting or failed state
+	Reason string `json:"reason,omitempty"` // of a waiting or failed state, or what is wrong with a store that can be reached
 	// Store is what answered, once something did.
 	Store *StoreStatus `json:"store,omitempty"`
 	// Since is when the store became, or ceased to be, reachable.

@@ -26,14 +26,14 @@ func (v *volume) status() control.VolumeStatus {
 	for _, w := range device.Waits {
 		s.Waits = append(s.Waits, control.VolumeWait{Reason: w.Why, Until: w.Until})
 	}
+	if store.Why != nil {
+		s.Reason = reasonOf(store.Why)
+	}
 	switch {
 	case device.Failed != nil:
 		s.State, s.Reason = control.StateFailed, reasonOf(device.Failed)
 	case !store.Up:
 		s.State = control.StateWaiting
-		if store.Why != nil {
-			s.Reason = reasonOf(store.Why)
-		}
 	case device.Queues > 0:
 		s.State = control.StateConnected
 	default:

@@ -163,3 +163,26 @@ func TestVolumeLookedAtWhileItEnds(t *testing.T) {
 		t.Errorf("resized: %v", err)
 	}
 }
+
+// ailing is a store that can be reached, and has something wrong with it.
+type ailing struct{ *blktest.Store }
+
+func (a ailing) State() blk.State {
+	s := a.Store.State()
+	s.Why = errors.New("it is not what it should be")
+	return s
+}
+
+// What is wrong with a store that can be reached is in the volume's status, too.
+func TestVolumeStoreAils(t *testing.T) {
+	e := runningEngine(t)
+	e.stores = func(_ context.Context, o storeOptions) (blk.Store, error) {
+		return ailing{blktest.New(blktest.Options{Size: 1 << 20, Watcher: o.watcher})}, nil
+	}
+	if err := e.AddVolume(t.Context(), volumeOf(t, t.TempDir(), "v1", "nbd://192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	if s := volumeState(e, "v1"); s.State != control.StateDisconnected || s.Reason != "it is not what it should be" {
+		t.Errorf("%+v", s)
+	}
+}
