@@ -77,7 +77,7 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 		return nil, err
 	}
 	e.startWorkers()
-	e.untame = tameCollector(e.busiest)
+	e.untame = tameCollector(heapLimit, e.busiest)
 	return e, nil
 }
 
