@@ -38,7 +38,8 @@ type nuisance struct {
 	forger, liar        *vnettest.Guest
 	random              *rand.Rand
 	request, reply      []byte
-	sent                map[uint64]time.Time
+	sent                map[uint64]asked
+	queue               *queue // of those who must have a CPU for a reply to come; nil: not asked
 	number              uint64
 	slowest             time.Duration // reply
 	guests              map[string]*vnettest.Guest
@@ -54,7 +55,7 @@ func (n *nuisance) socket(port string) string { return filepath.Join(n.dir, port
 
 func newNuisance(t *testing.T, cpus, idle string) *nuisance {
 	t.Helper()
-	n := &nuisance{dir: t.TempDir(), random: rand.New(rand.NewPCG(1, 2)), sent: map[uint64]time.Time{}, guests: map[string]*vnettest.Guest{}}
+	n := &nuisance{dir: t.TempDir(), random: rand.New(rand.NewPCG(1, 2)), sent: map[uint64]asked{}, guests: map[string]*vnettest.Guest{}}
 	config := fmt.Sprintf("workers: {cpus: %s, idle: %s}\nnetworks: [{name: blue}]\nports:\n", cpus, idle)
 	ports := []struct{ name, mac string }{{"asks", macA}, {"answers", macB}, {"flooder", macFlooder}, {"forger", macForger}, {"liar", ""}, {"caller", macCaller}, {"sink", macSink}, {"guest", macF}}
 	for _, p := range ports {
@@ -99,16 +100,25 @@ func (n *nuisance) station() []byte {
 	return b
 }
 
+// asked is a request on its way: since when, and how long those who must have a CPU for it had waited for one before.
+type asked struct {
+	at     time.Time
+	waited time.Duration
+}
+
+// latencies are those of requests, as they were and without the time in which somebody waited for a CPU.
+type latencies struct{ all, served *hdrhistogram.Histogram }
+
 // phase lets the neighbours talk for a while, beside what nuisance does between their frames, and takes the latencies of all requests.
-func (n *nuisance) phase(t *testing.T, length time.Duration, nuisance func()) *hdrhistogram.Histogram {
+func (n *nuisance) phase(t *testing.T, length time.Duration, nuisance func()) latencies {
 	t.Helper()
-	h := hdrhistogram.New(1, int64(time.Minute), 3)
+	h := latencies{hdrhistogram.New(1, int64(time.Minute), 3), hdrhistogram.New(1, int64(time.Minute), 3)}
 	begin := time.Now()
 	for next := begin; ; {
 		now := time.Now()
 		over := now.Sub(begin) > length
 		if over && len(n.sent) == 0 {
-			n.slowest = max(n.slowest, time.Duration(h.Max()))
+			n.slowest = max(n.slowest, time.Duration(h.all.Max()))
 			return h
 		}
 		if now.Sub(begin) > length+20*time.Second {
@@ -120,7 +130,7 @@ func (n *nuisance) phase(t *testing.T, length time.Duration, nuisance func()) *h
 			n.number++
 			binary.BigEndian.PutUint64(n.request[14:], n.number)
 			must(t, n.asks.Send(n.request))
-			n.sent[n.number] = now
+			n.sent[n.number] = asked{now, n.waited()}
 		}
 		if !over {
 			nuisance()
@@ -146,7 +156,14 @@ func (n *nuisance) echo(t *testing.T) {
 	}
 }
 
-func (n *nuisance) take(t *testing.T, h *hdrhistogram.Histogram) {
+func (n *nuisance) waited() time.Duration {
+	if n.queue == nil {
+		return 0
+	}
+	return n.queue.waited()
+}
+
+func (n *nuisance) take(t *testing.T, h latencies) {
 	for {
 		frame, err := n.asks.Recv()
 		must(t, err)
@@ -157,17 +174,20 @@ func (n *nuisance) take(t *testing.T, h *hdrhistogram.Histogram) {
 			continue
 		}
 		number := binary.BigEndian.Uint64(frame[14:])
-		at, ok := n.sent[number]
+		request, ok := n.sent[number]
 		if !ok {
 			t.Fatalf("reply %d came twice, or was not asked for", number)
 		}
 		delete(n.sent, number)
-		_ = h.RecordValue(int64(time.Since(at)))
+		took := time.Since(request.at)
+		_ = h.all.RecordValue(int64(took))
+		_ = h.served.RecordValue(int64(max(took-(n.waited()-request.waited), time.Microsecond)))
 	}
 }
 
 // TestNeighbourOfANuisance measures a neighbour's latency while a port is idle, floods one station or all, forges its sources, or connects and disconnects, by turns. The neighbour
-// loses nothing, and the medians of the turns' 99th percentiles lie within three times of idle.
+// loses nothing, and the medians of the turns' 99th percentiles lie within three times of idle. Where others have used the machine meanwhile, so that they do not, those
+// lie there of latencies without the time in which the worker or the guests had no CPU.
 func TestNeighbourOfANuisance(t *testing.T) {
 	for name, cpus := range map[string]string{"one worker": "[1]", "two workers": "[0, 1]"} {
 		t.Run(name, func(t *testing.T) {
@@ -197,22 +217,34 @@ func TestNeighbourOfANuisance(t *testing.T) {
 				{"forged sources that are learned", blast(n.liar), "liar"},
 				{"connects and disconnects", nil, "guest"},
 			}
-			const length = 150 * time.Millisecond
-			p99 := make([][]time.Duration, len(phases))
+			n.queue = newQueue(t, n.d.PID())
+			had := others(t, n.d.PID())
+			const length, busy = 150 * time.Millisecond, 0.05
+			p99, served := make([][]time.Duration, len(phases)), make([][]time.Duration, len(phases))
+			take := func(i int, h latencies) {
+				p99[i] = append(p99[i], time.Duration(h.all.ValueAtQuantile(99)))
+				served[i] = append(served[i], time.Duration(h.served.ValueAtQuantile(99)))
+			}
 			least, most := 5, 28
 			for turn := range most {
 				for i, p := range phases {
 					if p.nuisance == nil {
 						stop := n.reconnect(t)
-						p99[i] = append(p99[i], time.Duration(n.phase(t, length, func() {}).ValueAtQuantile(99)))
+						take(i, n.phase(t, length, func() {}))
 						stop()
 						continue
 					}
-					p99[i] = append(p99[i], time.Duration(n.phase(t, length, p.nuisance).ValueAtQuantile(99)))
+					take(i, n.phase(t, length, p.nuisance))
 				}
-				if turn+1 >= least && within3(p99) {
+				if turn+1 >= least && (within3(p99) || had() > busy && within3(served)) {
 					break
 				}
+			}
+			theirs := had()
+			t.Logf("others had %.0f %% of the machine's CPUs", 100*theirs)
+			if !within3(p99) && theirs > busy {
+				t.Logf("p99, all: %v; of what follows those without waiting for a CPU", p99)
+				p99 = served
 			}
 			quiet := median(p99[0])
 			for i, p := range phases {
