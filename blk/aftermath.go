@@ -10,9 +10,9 @@ import (
 // What a dead process leaves at a store is its successor's legacy. What a volume leaves there that is closed, and opened again in the same process for whatever guest and under
 // whatever name, is known here, with an in-flight area or without:
 //
-//	Gate.Done      a write comes back and nobody knows its end         ─▶ doubt, until a request that the lane was given later ends well (Lane.Withdraw)
+//	Gate.Done      a write comes back and nobody knows its end           ─▶ doubt, until a request that the lane was given later ends well (Lane.Withdraw)
 //	Volume.Close   in doubt, or before what it waited for itself is over ─▶ unended
-//	OpenVolume     of a disk that is there                             ─▶ no write goes to the store within Info.Quiesce
+//	OpenVolume     of a disk that is there                               ─▶ no write goes to the store within Info.Quiesce
 //
 // That time begins when the store is opened, and not when the write came back: a server that had stopped has been heard of since, so it has run, and what it was given before it
 // carries out soon or not at all. A write that hangs in the kernel keeps its volume open (ErrBusy) and the file locked.
@@ -72,7 +72,7 @@ func (v *Volume) leave() {
 	}
 }
 
-// doubts notes how a request came back from the lane. What was begun before a write came back, by whatever worker, says nothing of that write: so that time is read anew.
+// doubts notes how a request came back from the lane that is not simply done, or comes after one that was not. What was begun before a write came back, by whatever worker, says nothing of that write: so that time is read anew.
 func (g *Gate) doubts(r *Request, o Outcome) {
 	doubt := &g.volume.doubt
 	switch since := doubt.Load(); {

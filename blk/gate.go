@@ -205,7 +205,9 @@ func (g *Gate) Done(r *Request, o Outcome) {
 		g.flushed(o)
 		return
 	}
-	g.doubts(r, o)
+	if o != OK || g.volume.doubt.Load() != 0 {
+		g.doubts(r, o)
+	}
 	unflushed := o == OK && t.stable && !r.FUA
 	if o == Lost || o == Withdrawn || unflushed && t.ending != staying {
 		switch t.ending {
