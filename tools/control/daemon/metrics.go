@@ -28,7 +28,7 @@ func newExporter(c *control.Controller, log *slog.Logger) *http.Server {
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }
 
-// collector reads the engine's counters when it is asked, so that a scrape costs the workers nothing.
+// collector reads the engine's counters when it is asked. A scrape costs the workers nothing but a copy of what their volumes count.
 type collector struct{ controller *control.Controller }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
