@@ -1,227 +1,284 @@
 package nbd
 
 import (
-	"encoding/binary"
+	"context"
 	"math/rand/v2"
-	"net"
+	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane"
+	"github.com/shuntio/shunt/dataplane/dataplanetest"
+	"github.com/shuntio/shunt/dataplane/uring"
 	"github.com/shuntio/shunt/tools/need"
+	"golang.org/x/sys/unix"
 )
 
-// guesser is a server that answers what it was asked and what it was not yet, in part or as a whole, rightly or not, and reads when it likes.
-type guesser struct {
-	net.Conn
-	r    *rand.Rand
-	seen []got
-	last uint64 // cookie
-	skip int    // of a write's payload that is not read
+// guess is a lane whose requests come and are taken back, on a worker that the test turns by hand, and a server at the other end of its socket that knows all commands, sent and
+// unsent, and says anything about them.
+type guess struct {
+	t      testing.TB
+	r      *rand.Rand
+	worker *dataplane.Worker
+	ring   *uring.Ring
+	lane   *lane
+	peer   int
+	e      export
+	jobs   [guessJobs]guessJob
+	over   int // requests that have ended
+	downs  int
 }
 
-func (g *guesser) run() {
-	defer g.Close()
-	for range 20 + g.r.IntN(300) {
-		ok := true
-		switch n := g.r.IntN(16); {
-		case n < 7:
-			ok = g.read()
-		case n < 13 && len(g.seen) > 0:
-			i := g.r.IntN(len(g.seen))
-			ok = g.answer(g.seen[i], g.r.IntN(20) > 0)
-			if g.r.IntN(8) > 0 {
-				g.seen = append(g.seen[:i], g.seen[i+1:]...)
-			}
-		case n == 13:
-			ok = g.answer(g.guess(), true)
-		case n == 14:
-			time.Sleep(time.Duration(g.r.IntN(3000)) * time.Microsecond)
+const (
+	guessJobs = 48
+	guessSize = 40 << 10 // of memory, for a request
+)
+
+type guessJob struct {
+	blk.Request
+	g      *guess
+	memory []byte
+	under  bool
+}
+
+func (g *guess) Up(bool)    {}
+func (g *guess) Down(error) { g.downs++ }
+func (g *guess) Room()      {}
+
+// Done implements blk.Handler: from now on not a byte of its memory may change.
+func (j *guessJob) Done(*blk.Request, blk.Outcome) {
+	if !j.under {
+		j.g.t.Errorf("a %v ended twice", j.Op)
+	}
+	j.under = false
+	j.g.over++
+	for i := range j.memory {
+		j.memory[i] = canary
+	}
+}
+
+func (g *guess) check(j *guessJob) {
+	for i, b := range j.memory {
+		if b != canary {
+			g.t.Fatalf("byte %d of a %v's memory has changed after its end", i, j.Op)
 		}
-		if !ok {
+	}
+}
+
+func newGuess(t testing.TB, seed uint64) *guess {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	before := debug.SetPanicOnFault(true)
+	t.Cleanup(func() { debug.SetPanicOnFault(before) })
+	g := &guess{t: t, r: rand.New(rand.NewPCG(seed, 1)), worker: dataplanetest.NewWorker(t, 16), peer: -1}
+	g.e = export{size: imageSize, flags: mockFlags, minimum: sector, preferred: 4096, maximum: 32 << 10, structured: true}
+	var err error
+	if g.ring, err = uring.Open(uring.Options{Entries: 64}); err != nil {
+		need.Missing(t, "io_uring: %v", err)
+	}
+	if err := g.ring.Enable(); err != nil {
+		t.Fatal(err)
+	}
+	g.worker.Do(func() { g.worker.Add(g.ring) })
+	m, err := uring.NewMemory(guessJobs * guessSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range g.jobs {
+		g.jobs[i] = guessJob{g: g, memory: m.Bytes()[i*guessSize:][:guessSize], under: true}
+		g.jobs[i].Done(nil, blk.OK)
+	}
+	g.over = 0
+	s := &Store{options: Options{Timeout: time.Hour, Quiesce: -1}}
+	if g.lane, err = newLane(s, blk.Host{Worker: g.worker, Ring: g.ring}, g); err != nil {
+		t.Fatal(err)
+	}
+	var end context.CancelFunc
+	g.lane.ctx, end = context.WithCancel(context.Background())
+	g.lane.cancel = end
+	end() // no keeper: the test makes its connections
+	g.lane.status.Store(&status{})
+	t.Cleanup(func() {
+		g.lane.Close()
+		if err := g.ring.Close(); err != nil {
+			t.Error(err)
+		}
+		if g.lane.memory != nil {
+			t.Error("the lane has kept its memory")
+		}
+		m.Free()
+	})
+	return g
+}
+
+// open gives the lane a connection.
+func (g *guess) open() {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 1) // so that sends wait
+	if g.peer >= 0 {
+		unix.Close(g.peer)
+	}
+	g.peer = fds[1]
+	e := g.e
+	if err := g.lane.attach(&link{fd: fds[0], export: &e}, true); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g *guess) round() {
+	g.lane.Flush()
+	g.worker.Round()
+	if p := g.lane.replies.owner; p != nil && !p.used && g.lane.dropping == nil {
+		g.t.Fatal("an answer is coming for a command that is not on its way any more")
+	}
+}
+
+// rest ends the connection, and waits until the lane has given back what it had.
+func (g *guess) rest() {
+	unix.Shutdown(g.peer, unix.SHUT_RDWR)
+	for i := 0; g.lane.fd >= 0; i++ {
+		if i > 1e6 {
+			g.t.Fatal("the lane does not give the connection up")
+		}
+		g.round()
+	}
+	for i := range g.jobs {
+		if j := &g.jobs[i]; j.under {
+			g.t.Errorf("a %v has not ended with the connection", j.Op)
+		}
+	}
+	if l := g.lane; l.freeTasks.n != maxTasks || l.freeParts.n != maxParts || l.inflight != 0 || l.orphans != 0 || l.leaving != 0 || l.large != 0 || l.ready.n != 0 || l.store.withdrawn.Load() != 0 {
+		g.t.Errorf("%d tasks and %d parts are free, %d commands on their way, %d of them large, %d orphans, %d tasks leaving, %d ready, %d withdrawn",
+			l.freeTasks.n, l.freeParts.n, l.inflight, l.large, l.orphans, l.leaving, l.ready.n, l.store.withdrawn.Load())
+	}
+}
+
+func (g *guess) submit(j *guessJob) {
+	g.check(j)
+	op := blk.Op(g.r.IntN(int(blk.Ops)))
+	length := (1 + g.r.IntN(guessSize>>9)) << 9
+	j.Request = blk.Request{Op: op, Offset: uint64(g.r.IntN(64)) << 9, Length: uint64(length), Handler: j}
+	switch op {
+	case blk.OpFlush:
+		j.Offset, j.Length = 0, 0
+	case blk.OpRead, blk.OpWrite:
+		j.Buffers = scatter(g.r, j.memory[:length])
+	}
+	j.under = true
+	if !g.lane.Submit(&j.Request) {
+		j.under = false
+	}
+}
+
+// takeBack withdraws a request now and then.
+func (g *guess) takeBack() {
+	if j := &g.jobs[g.r.IntN(guessJobs)]; j.under && g.r.IntN(6) == 0 {
+		g.lane.Withdraw(&j.Request)
+	}
+}
+
+// say answers a command, in part or as a whole: one that was sent, or now and then one that was not.
+func (g *guess) say() {
+	l := g.lane
+	p := &l.parts[g.r.IntN(maxParts)]
+	for tries := 0; !p.used || p.replied || p.waiting && g.r.IntN(100) > 0; tries++ {
+		if tries == 4*maxParts {
 			return
 		}
+		p = &l.parts[g.r.IntN(maxParts)]
 	}
-}
-
-// read takes some of what was sent.
-func (g *guesser) read() bool {
-	g.SetReadDeadline(time.Now().Add(200 * time.Microsecond))
-	var b [requestSize]byte
-	if g.skip > 0 {
-		n, _ := g.Conn.Read(make([]byte, min(g.skip, 1+g.r.IntN(200<<10))))
-		g.skip -= n
-		return true
+	c := got{command: p.command, cookie: p.cookie, offset: p.offset, length: p.length}
+	from := uint64(0)
+	if p.extents > 0 && p.from[0] == 0 {
+		from = uint64(p.to[0])
 	}
-	for have := 0; have < len(b); {
-		n, err := g.Conn.Read(b[have:])
-		if have += n; err != nil && have == 0 {
-			return true // nothing yet
-		} else if err != nil {
-			g.SetReadDeadline(time.Now().Add(time.Second))
-		}
-		if n == 0 && have > 0 && err != nil && !isTimeout(err) {
-			return false
-		}
-	}
-	c := got{command: binary.BigEndian.Uint16(b[6:]), cookie: binary.BigEndian.Uint64(b[8:]), offset: binary.BigEndian.Uint64(b[16:]), length: binary.BigEndian.Uint32(b[24:])}
-	if c.command == cmdWrite {
-		g.skip = int(c.length)
-	}
-	g.last = c.cookie
-	g.seen = append(g.seen, c)
-	return true
-}
-
-func isTimeout(err error) bool {
-	e, ok := err.(net.Error)
-	return ok && e.Timeout()
-}
-
-// guess is a command that it has not seen.
-func (g *guesser) guess() got {
-	by := uint64(1 + g.r.IntN(6))
-	cookie := (g.last>>16+by)<<16 | (g.last+by)&0xff
-	return got{command: cmdRead, cookie: cookie, offset: uint64(g.r.IntN(64)) << 12, length: uint32(1+g.r.IntN(64)) << 9}
-}
-
-// answer says something in answer to a command.
-func (g *guesser) answer(c got, whole bool) bool {
+	left := int(uint64(p.length) - from)
 	var b []byte
-	switch n := g.r.IntN(12); {
-	case n == 0:
+	switch n := g.r.IntN(40); {
+	case n < 3:
 		b = errorChunk(c, uint16(g.r.IntN(2)), 5, "no")
-	case c.command != cmdRead || n == 1:
-		b = simpleReply(c, 0)
-	case n == 2:
-		b = append(holeChunk(c, 0, c.offset, int(c.length/2)), dataChunk(c, chunkDone, c.offset+uint64(c.length/2), make([]byte, c.length-c.length/2))...)
 	case n == 3:
-		b = dataChunk(c, 0, c.offset, make([]byte, c.length)) // not done
-	case n == 4:
-		b = dataChunk(c, chunkDone, c.offset+uint64(g.r.IntN(3))*256, make([]byte, c.length))
+		b = dataChunk(c, uint16(g.r.IntN(2)), c.offset+uint64(g.r.IntN(3))*256, make([]byte, 1+g.r.IntN(64<<10)))
+	case n == 4 && g.r.IntN(10) == 0:
+		b = chunkOf(c, uint16(g.r.IntN(2)), uint16(g.r.Uint32()), 8, be64(g.r.Uint64()))
+	case c.command != cmdRead:
+		b = simpleReply(c, []uint32{0, 0, 0, 5}[n%4])
+	case left == 0:
+		b = none(c)
+	case n < 10:
+		b = holeChunk(c, 0, c.offset+from, 1+g.r.IntN(left))
+	case n < 20:
+		b = dataChunk(c, 0, c.offset+from, make([]byte, 1+g.r.IntN(left)))
 	default:
-		b = dataChunk(c, chunkDone, c.offset, make([]byte, c.length))
+		b = dataChunk(c, chunkDone, c.offset+from, make([]byte, left))
 	}
-	if !whole {
-		b = b[:g.r.IntN(len(b))]
+	for len(b) > 0 {
+		cut := len(b)
+		if g.r.IntN(2) == 0 {
+			cut = 1 + g.r.IntN(len(b))
+		}
+		n, err := unix.SendmsgN(g.peer, b[:cut], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if err != nil || n < cut {
+			g.rest() // the lane does not listen any more
+			return
+		}
+		b = b[cut:]
+		g.round()
+		if t := p.task; t != nil && t.r != nil && g.r.IntN(20) == 0 { // whose answer is coming
+			l.Withdraw(t.r)
+		}
+		if g.r.IntN(3) == 0 {
+			g.act()
+		}
 	}
-	g.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	_, err := g.Write(b)
-	return err == nil
 }
 
-// TestGuesses: requests of all kinds and sizes are submitted and withdrawn, and a server guesses. Each request ends once, and from then on not a byte of its memory changes.
+// act does what is no answer.
+func (g *guess) act() {
+	j := &g.jobs[g.r.IntN(guessJobs)]
+	switch n := g.r.IntN(6); {
+	case n < 3 && !j.under:
+		g.submit(j)
+	case n == 3:
+		g.takeBack()
+	case n == 4:
+		unix.Recvfrom(g.peer, make([]byte, 1+g.r.IntN(64<<10)), unix.MSG_DONTWAIT)
+	}
+	g.round()
+}
+
+// TestGuesses: each request ends once, whatever a server says when, and from then on not a byte of its memory changes.
 func TestGuesses(t *testing.T) {
-	t.Parallel()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	limit := 2 * time.Second
+	limit := time.Second
 	if need.Soak() {
 		limit = time.Minute
 	}
-	m := newMock(t)
-	m.listener.(*net.UnixListener).SetUnlinkOnClose(true)
-	o := m.options()
-	o.Timeout = 300 * time.Millisecond
-	m.serve()
-	go func() {
-		for n := uint64(0); ; n++ {
-			select {
-			case c := <-m.clients:
-				go (&guesser{Conn: c.Conn, r: rand.New(rand.NewPCG(seed, n))}).run()
-			case <-t.Context().Done():
-				return
-			}
-		}
-	}()
-	u := newBench(t).use(open(t, o))
-	r := rand.New(rand.NewPCG(seed, 1<<63))
-	const slots, size = 64, 128 << 10 // of memory, one for a request
-	type one struct {
-		*asked
-		memory []byte
-	}
-	var under [slots]*one
-	ended := 0
-	check := func(memory []byte) {
-		for i, b := range memory {
-			if b != canary {
-				t.Fatalf("byte %d of a request's memory has changed after its end", i)
-			}
-		}
-	}
-	fresh := func(memory []byte) {
-		for i := range memory {
-			memory[i] = canary
-		}
-	}
-	fresh(u.memory)
+	seed := rand.Uint64()
+	g := newGuess(t, seed)
+	connections := 0
 	for end := time.Now().Add(limit); time.Now().Before(end); {
-		i := r.IntN(slots)
-		memory := u.memory[i*size:][:size]
-		if under[i] == nil {
-			check(memory)
-			length := (1 + r.IntN(8)) << 9
-			if r.IntN(3) == 0 {
-				length = (1 + r.IntN(size>>9)) << 9
-			}
-			op := []blk.Op{blk.OpRead, blk.OpRead, blk.OpRead, blk.OpWrite, blk.OpWrite, blk.OpFlush, blk.OpWriteZeroes}[r.IntN(7)]
-			a := ask(op, uint64(r.IntN(64))<<12)
-			if op == blk.OpRead || op == blk.OpWrite {
-				a = ask(op, a.Offset, scatter(r, memory[:length])...)
-			} else if op == blk.OpWriteZeroes {
-				a.Length = uint64(length)
-			}
-			taken := false
-			u.b.do(func() { taken = u.lane.Submit(&a.Request) })
-			if taken {
-				under[i] = &one{a, memory}
-			}
-			continue
+		if g.lane.fd < 0 {
+			connections++
+			g.open()
 		}
-		if r.IntN(4) == 0 {
-			u.b.do(func() {
-				if len(under[i].end) == 0 { // nobody withdraws what has ended
-					u.lane.Withdraw(&under[i].Request)
-				}
-			})
-			u.b.do(func() {})
-		}
-		select {
-		case <-under[i].end:
-			fresh(memory)
-			under[i] = nil
-			ended++
-		default:
+		g.act()
+		if g.lane.fd >= 0 && g.r.IntN(3) == 0 {
+			g.say()
 		}
 	}
-	t.Logf("%d requests ended; %d connections", ended, len(u.upped()))
-	for i := range under {
-		if under[i] == nil {
-			check(u.memory[i*size:][:size])
-		}
+	g.rest()
+	unix.Close(g.peer)
+	for i := range g.jobs {
+		g.check(&g.jobs[i])
 	}
-	m.listener.Close()
-	if ended < 20 || len(u.upped()) < 2 {
-		t.Error("that is too few to show anything")
-	}
-	u.b.do(func() {
-		for _, x := range under {
-			if x != nil && len(x.end) == 0 {
-				u.lane.Withdraw(&x.Request)
-			}
-		}
-	})
-	for _, x := range under {
-		if x != nil {
-			select {
-			case <-x.end:
-			case <-time.After(patient):
-				t.Fatalf("%v of %d bytes does not end", x.Op, x.Length)
-			}
-			if len(x.end) > 0 {
-				t.Errorf("%v of %d bytes ended twice", x.Op, x.Length)
-			}
-		}
+	t.Logf("seed %d: %d requests ended, %d connections", seed, g.over, connections)
+	if g.over < 200 || connections < 2 || g.downs < 2 {
+		t.Error("that is too little to show anything")
 	}
 }

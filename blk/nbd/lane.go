@@ -227,10 +227,13 @@ func (l *lane) hold(n int) {
 // doubt is for a connection that broke under writes. What it has left may come back to a guest as failed, which writes anew, on another lane perhaps: so none sends before the time
 // has passed within which the server may still carry it out.
 func (l *lane) doubt() {
-	if d := l.store.options.Quiesce; d > 0 {
-		l.hold(max(l.barrier, 1))
-		l.host.Ring.Start(&l.past, d)
+	d := l.store.options.Quiesce
+	if d <= 0 {
+		l.hold(0)
+		return
 	}
+	l.hold(max(l.barrier, 1))
+	l.host.Ring.Start(&l.past, d)
 }
 
 // busy tells whether an operation is under way.

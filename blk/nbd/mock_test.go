@@ -25,7 +25,7 @@ type mock struct {
 	clients  chan *mockConn           // that have come to the transmission phase
 	infos    []mockInfoReply          // beside the size
 	secure   *tls.Config              // with STARTTLS
-	asked    func()                   // INFO was answered; nil: nobody wants to know
+	asked    func()                   // before the end of an answer to INFO; nil: nobody wants to know
 	seal     func(*tls.Conn) net.Conn // takes over what is sent; nil: nobody does
 	mu       sync.Mutex               // of what change changes, from serve on
 }
@@ -142,13 +142,13 @@ func (m *mock) greet(c net.Conn) {
 				c.Write(optReply(option, repInfo, i...))
 			}
 			c.Write(optReply(option, repInfo, exportInfo(size, flags)...))
+			if option == optInfo && m.asked != nil {
+				m.asked()
+			}
 			c.Write(optReply(option, repAck))
 			if option == optGo {
 				m.clients <- &mockConn{Conn: c, tb: m.tb}
 				return
-			}
-			if m.asked != nil {
-				m.asked()
 			}
 		default:
 			c.Write(optReply(option, repAck))
