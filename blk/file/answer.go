@@ -54,10 +54,10 @@ func ask[T any](ctx context.Context, path string, fn func() (T, error), late fun
 		mu.Lock()
 		defer mu.Unlock()
 		if left {
-			hangs(path, -1)
 			if e == nil && late != nil {
 				late(a)
 			}
+			hangs(path, -1)
 			return
 		}
 		answer, err, given = a, e, true

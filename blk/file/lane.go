@@ -38,6 +38,11 @@ type lane struct {
 
 	owes  bool // a request was handed back, and Room is due
 	timer uring.Timer
+
+	// While there are requests, somebody looks whether any ends.
+	watch uring.Timer
+	wait  time.Duration // until the next look
+	moves bool          // one has ended since the last
 }
 
 // slot is what the lane keeps of a request.
@@ -77,6 +82,12 @@ const share = 4
 // remoteDepth is how many requests a lane takes for a file each of whose operations takes a thread of io-wq, and may keep it.
 const remoteDepth = 64
 
+// How long nothing may end before io-wq is nudged, at first and as time goes by.
+const (
+	leastWait = 50 * time.Millisecond
+	mostWait  = time.Second
+)
+
 // maxRetries bounds how often an operation that ended for no reason of its own (EINTR, EAGAIN) begins again.
 const maxRetries = 16
 
@@ -87,7 +98,7 @@ func newLane(s *Store, h blk.Host, e blk.Events) (*lane, error) {
 	}
 	l := &lane{store: s, host: h, ring: h.Ring, events: e, slots: make([]slot, depth), free: make([]int, depth), stalled: make([]int, 0, depth),
 		syncs: newTurn(depth), fallocates: newTurn(depth), second: -1}
-	l.timer.Handler = l
+	l.timer.Handler, l.watch.Handler = l, l
 	for i := range l.slots {
 		l.slots[i].op = uring.Op{Handler: l, Tag: i}
 		l.free[i] = len(l.free) - 1 - i
@@ -132,6 +143,10 @@ func (l *lane) Submit(r *blk.Request) bool {
 	r.Slot = index
 	l.free = l.free[:len(l.free)-1]
 	l.host.Worker.Owe(1)
+	if !l.watch.Running() {
+		l.wait = leastWait
+		l.ring.Start(&l.watch, leastWait)
+	}
 	return true
 }
 
@@ -214,7 +229,7 @@ func (l *lane) written(index int, res int32) {
 // Completed implements uring.Handler, also for what the writer did.
 func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 	s := &l.slots[op.Tag]
-	if s.r == nil {
+	if l.moves = true; s.r == nil {
 		l.ended(s)
 		return
 	}
@@ -242,8 +257,27 @@ func (l *lane) room() {
 	}
 }
 
+// look nudges io-wq if nothing has ended.
+func (l *lane) look() {
+	if len(l.free) == len(l.slots) {
+		return
+	}
+	if l.moves {
+		l.wait = leastWait
+	} else {
+		l.ring.Nudge()
+		l.wait = min(l.wait+l.wait/4, mostWait)
+	}
+	l.moves = false
+	l.ring.Start(&l.watch, l.wait)
+}
+
 // Expired implements uring.TimerHandler: others may have made room in the ring.
-func (l *lane) Expired(*uring.Timer) {
+func (l *lane) Expired(t *uring.Timer) {
+	if t == &l.watch {
+		l.look()
+		return
+	}
 	l.resume()
 	l.room()
 	if len(l.stalled) > 0 {
@@ -420,6 +454,7 @@ func (l *lane) Flush() {
 // Close implements blk.Lane.
 func (l *lane) Close() {
 	l.ring.Stop(&l.timer)
+	l.ring.Stop(&l.watch)
 	if l.writer != nil {
 		l.writer.close()
 		for i := range l.slots {

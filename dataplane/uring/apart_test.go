@@ -100,3 +100,32 @@ func TestRoom(t *testing.T) {
 	r.Free(v)
 	settle(t, r, func() bool { return ops[59].done })
 }
+
+// However often io-wq is nudged, and whether it comes to it or not: few operations, which all end.
+func TestNudge(t *testing.T) {
+	modes(t, func(t *testing.T) {
+		r := newRing(t, Options{Entries: 8})
+		for range 100 {
+			r.Nudge()
+			if n := r.Busy(); n == 0 || n > 4 {
+				t.Fatalf("%d operations", n)
+			}
+			r.Flush()
+			r.Poll()
+		}
+		settle(t, r, func() bool { return r.Busy() == 0 })
+		var others [8]result
+		for i := range others {
+			others[i].op.Handler = &others[i]
+			pushed(t, r.Nop(&others[i].op))
+		}
+		r.Nudge() // there is no room
+		settle(t, r, func() bool { return r.Busy() == 0 })
+		if n := testing.AllocsPerRun(10, func() {
+			r.Nudge()
+			settle(t, r, func() bool { return r.Busy() == 0 })
+		}); n > 1 { // settle's own
+			t.Errorf("%v allocations", n)
+		}
+	})
+}

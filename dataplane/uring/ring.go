@@ -71,6 +71,7 @@ type Ring struct {
 	vectors vectors
 	groups  []*Buffers // by group
 	timers  wheel
+	nudges  nudges
 
 	counts counts // as of now,
 	shown  counts // and as others see them
