@@ -58,6 +58,9 @@ type ending struct {
 
 // keep gets a lane a connection, or gives it the one there is.
 func (s *Store) keep(l *lane, c *link, last ending) {
+	if l.ctx.Err() != nil {
+		return // nobody wants another one
+	}
 	last.at = time.Now()
 	first := !l.opened
 	if l.carried {
