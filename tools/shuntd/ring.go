@@ -34,10 +34,10 @@ func (e *engine) ring(w *worker) (*uring.Ring, error) {
 	return r, nil
 }
 
-// What a worker's ring has room for: a full lane of 128 requests for each of 16 busy volumes, beyond which lanes wait for each other; and the files and
-// connections of more volumes than a worker serves well, at eight bytes of the kernel's each.
+// What a worker's ring has room for: a full lane of 128 requests for each of 16 busy volumes, and a few for the next one where a hundred have all they get of files that do not
+// answer, since each leaves a part to others (blk/file); and the files and connections of more volumes than a worker serves well, at eight bytes of the kernel's each.
 const (
-	ringEntries = 2048
+	ringEntries = 4096
 	ringFiles   = 4096
 )
 
