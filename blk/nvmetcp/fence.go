@@ -85,7 +85,7 @@ func (s *Store) outlast(a *association, left sockets, why error) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unended = fmt.Sprintf("; on %s a controller was disabled and did not end the writes of %d IO queues within %v (quiesce): they may yet be carried out, over newer ones",
+	s.unended = fmt.Errorf("on %s a controller was disabled and did not end the writes of %d IO queues within %v (quiesce): they may yet be carried out, over newer ones",
 		time.Now().Format(time.DateTime), n, limit)
 	return true
 }

@@ -11,11 +11,11 @@ import (
 )
 
 // hanging is a target whose disk hangs with a command in it, which the host has given up: the controller was disabled. It returns the command's request, and when it was lost.
-func hanging(t *testing.T, opcode byte, quiesce time.Duration, w blk.Watcher) (*nvmetcptest.Target, *Store, *client, *job, time.Time) {
+func hanging(t *testing.T, opcode byte, quiesce time.Duration) (*nvmetcptest.Target, *Store, *client, *job, time.Time) {
 	t.Helper()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
 	o := options(target)
-	o.KATO, o.CommandTimeout, o.Quiesce, o.Watcher = time.Second, 100*time.Millisecond, quiesce, w
+	o.KATO, o.CommandTimeout, o.Quiesce = time.Second, 100*time.Millisecond, quiesce
 	s := connect(t, o)
 	c := newWorkbench(t).open(t, s)
 	c.awaitUp()
@@ -38,7 +38,7 @@ func (s *Store) says(what string) bool {
 // A disk hangs for longer than all other bounds, and goes on within Quiesce. Nothing is written until it has ended the write it had, and the operator is told so.
 func TestDiskHangs(t *testing.T) {
 	t.Parallel()
-	target, s, c, old, _ := hanging(t, 0x01, time.Minute, nil)
+	target, s, c, old, _ := hanging(t, 0x01, time.Minute)
 	c.await("it is told of", func() bool {
 		return s.says("has not ended the writes of 1 IO queues: its disk may hang, which is waited for, at most 1m0s")
 	})
@@ -48,8 +48,8 @@ func TestDiskHangs(t *testing.T) {
 	}
 	target.Release()
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
-	if !c.kept[1] || strings.Contains(s.Info().Describe, "disabled") {
-		t.Errorf("kept %v; %s", c.kept, s.Info().Describe)
+	if st := s.State(); !c.kept[1] || st.Up && st.Why != nil {
+		t.Errorf("kept %v; %+v", c.kept, st)
 	}
 	c.must(old)
 	c.must(c.job(blk.OpWrite, 0, 4096, 4096))
@@ -63,7 +63,7 @@ func TestDiskHangs(t *testing.T) {
 // A controller hangs up on everything, its admin queue too, as one does whose keep-alive timeout has run out: that does not say that its disk has ended what it had.
 func TestDiskHangsAndTargetGoes(t *testing.T) {
 	t.Parallel()
-	target, s, c, _, _ := hanging(t, 0x01, 3*time.Second, nil)
+	target, s, c, _, _ := hanging(t, 0x01, 3*time.Second)
 	c.await("it is told of", func() bool { return s.says("has not ended") })
 	target.Break(true)
 	gone := time.Now()
@@ -76,30 +76,27 @@ func TestDiskHangsAndTargetGoes(t *testing.T) {
 // One that hangs for longer is told of for as long as the store is open.
 func TestDiskHangsForLong(t *testing.T) {
 	t.Parallel()
-	w := make(watcher, 8)
-	_, s, c, _, lost := hanging(t, 0x01, 1500*time.Millisecond, w)
+	_, s, c, _, lost := hanging(t, 0x01, 1500*time.Millisecond)
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
 	if d := time.Since(lost); d < 1500*time.Millisecond {
 		t.Errorf("the lane is up after %v", d)
 	}
-	if want := "did not end the writes of 1 IO queues within 1.5s (quiesce): they may yet be carried out, over newer ones"; !strings.Contains(s.Info().Describe, want) {
-		t.Errorf("%q has no %q", s.Info().Describe, want)
-	}
-	if i := <-w; i.Describe != s.Info().Describe {
-		t.Errorf("the watcher was told %q", i.Describe)
+	c.await("the store is", func() bool { return s.State().Up })
+	if want := "did not end the writes of 1 IO queues within 1.5s (quiesce): they may yet be carried out, over newer ones"; !s.says(want) {
+		t.Errorf("%+v has no %q", s.State(), want)
 	}
 }
 
 // Reads change nothing, so nobody waits for theirs.
 func TestDiskHangsWithRead(t *testing.T) {
 	t.Parallel()
-	_, s, c, read, lost := hanging(t, 0x02, time.Minute, nil)
+	_, s, c, read, lost := hanging(t, 0x02, time.Minute)
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
 	if d := time.Since(lost); d > 15*time.Second {
 		t.Errorf("the lane is up after %v", d)
 	}
 	c.must(read)
-	if strings.Contains(s.Info().Describe, "disabled") {
-		t.Error(s.Info().Describe)
+	if st := s.State(); st.Up && st.Why != nil {
+		t.Error(st.Why)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,7 +26,7 @@ type Store struct {
 	current *association
 	info    blk.Info
 	state   blk.State
-	unended string        // what is to be said of writes that a former controller was not seen to end
+	unended error         // of writes that a former controller was not seen to end; nil: there are none
 	changed chan struct{} // closed, and made anew, when current or state changes
 }
 
@@ -111,7 +110,11 @@ func (s *Store) Info() blk.Info {
 func (s *Store) State() blk.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state
+	st := s.state
+	if st.Up {
+		st.Why = s.unended
+	}
+	return st
 }
 
 // Open makes a lane: an IO queue, connected as soon as there is an association.
@@ -211,20 +214,13 @@ func (s *Store) relearn(ctx context.Context, a *association) error {
 	}
 	s.mu.Lock()
 	a.namespace, a.lifetime = n, life
-	before, now := s.info, s.face(a)
+	before, now := s.info, a.info()
 	s.info = now
 	s.mu.Unlock()
 	if !reflect.DeepEqual(before, now) && s.o.Watcher != nil {
 		s.o.Watcher.Changed(now)
 	}
 	return nil
-}
-
-// face is what an association says of the namespace, with what is to be said of those before; with mu held.
-func (s *Store) face(a *association) blk.Info {
-	i := a.info()
-	i.Describe += s.unended
-	return i
 }
 
 // set changes the state, and wakes who waits for that.
@@ -246,14 +242,12 @@ func (s *Store) take(a *association) {
 	before := s.info
 	s.current = a
 	if a != nil {
-		s.info = s.face(a)
+		s.info = a.info()
 	}
 	now := s.info
-	sameDisk := before
-	if strings.HasSuffix(before.Describe, s.unended) { // that was told of
-		sameDisk.Describe = now.Describe
-	}
 	s.mu.Unlock()
+	sameDisk := before
+	sameDisk.Describe = now.Describe
 	if a != nil && before.Size != 0 && !reflect.DeepEqual(sameDisk, now) && s.o.Watcher != nil {
 		s.o.Watcher.Changed(now)
 	}
