@@ -5,8 +5,8 @@
 //	Run   -> nsenter -> systemctl ...
 //	Close -> the init is killed, and with it everything inside
 //
-// The files of the machine are the host's; what is written below /etc and /usr/local/sbin is lost with it, /run is a folder of the caller's, so
-// that sockets there can be reached from outside.
+// The files of the machine are the host's; what is written below /etc and /usr/local/sbin is lost with it, and so is
+// /dev/shm, of which each machine has its own; /run is a folder of the caller's, so that sockets there can be reached from outside.
 package systemd
 
 import (
@@ -58,6 +58,7 @@ const prepare = `set -e
 mount -t proc proc /proc
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind "$1" /run
+mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /mnt
 for dir in /etc /usr/local/sbin; do
 	mkdir -p "/mnt$dir.upper" "/mnt$dir.work" "$2$dir"
