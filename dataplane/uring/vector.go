@@ -22,7 +22,9 @@ const MaxVector = 1024
 
 // lengths are the classes of vectors: a request of virtio-blk has rarely more than 16 buffers, the drivers of Linux at most 128, and each gets
 // two more for what a protocol puts in front and behind.
-var lengths = [...]int{18, 130, MaxVector}
+var lengths = [...]int{smallVector, middleVector, MaxVector}
+
+const smallVector, middleVector = 18, 130
 
 // shares is how many of Options.Vectors one vector of a class costs.
 var shares = [len(lengths)]int{1, 2, 8}
@@ -115,11 +117,13 @@ func (r *Ring) Vector(n int) *Vector {
 
 // Room is how many operations can begin yet, if each takes a vector of n buffers.
 func (r *Ring) Room(n int) int {
-	vectors := 0
-	for class, length := range lengths {
-		if n <= length {
-			vectors += len(r.vectors.free[class])
-		}
+	free := &r.vectors.free
+	vectors := len(free[2])
+	if n <= middleVector {
+		vectors += len(free[1])
+	}
+	if n <= smallVector {
+		vectors += len(free[0])
 	}
 	return min(vectors, len(r.free))
 }
