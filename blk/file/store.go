@@ -43,7 +43,7 @@ var (
 	// ErrDoubtful says that no flush succeeds any more.
 	ErrDoubtful = errors.New("what was written through the page cache could not be written to the disk, and may be lost: flushes fail until the volume is opened anew; look at the kernel's log")
 	// ErrDirect says that the file system has no O_DIRECT.
-	ErrDirect = errors.New("its file system has no O_DIRECT: use the page cache")
+	ErrDirect = errors.New("its file system has no O_DIRECT: use the page cache (direct: false)")
 )
 
 // Store is a file as a disk.
@@ -109,7 +109,7 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	s.info.Store(&info)
-	s.zeroes, err = uring.NewMemory(zeroChunk)
+	s.zeroes, err = zeroMemory()
 	return err
 }
 
@@ -193,9 +193,9 @@ func (s *Store) Close() error {
 	go func() { done <- errors.Join(unix.Flock(s.fd, unix.LOCK_UN), unix.Close(s.fd)) }()
 	select {
 	case err := <-done:
-		return errors.Join(err, s.zeroes.Free())
+		return err
 	case <-time.After(closeTime):
-		return errors.Join(fmt.Errorf("close file %s: %w", s.path, ErrNoAnswer), s.zeroes.Free())
+		return fmt.Errorf("close file %s: %w", s.path, ErrNoAnswer)
 	}
 }
 

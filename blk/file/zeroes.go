@@ -1,7 +1,10 @@
 package file
 
 import (
+	"sync"
+
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/dataplane/uring"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +25,9 @@ const (
 	zeroChunk  = 256 << 10
 	zeroVector = 16
 )
+
+// zeroMemory is what all stores write zeroes from. The kernel only reads it, for longer than a store lasts where a file hangs; it is kept for good.
+var zeroMemory = sync.OnceValues(func() (*uring.Memory, error) { return uring.NewMemory(zeroChunk) })
 
 // fallocate gives blocks back or makes them zero.
 func (l *lane) fallocate(s *slot) bool {

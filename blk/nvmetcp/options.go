@@ -172,7 +172,7 @@ func fill[T comparable](to *T, value T) {
 
 func checkNQN(whose, nqn string) error {
 	if len(nqn) < 12 || len(nqn) > 223 || !strings.HasPrefix(nqn, "nqn.") {
-		return fmt.Errorf("the %s's name %q is no NQN: it begins with \"nqn.\" and has at most 223 bytes", whose, nqn)
+		return fmt.Errorf("the %s's name %q is no NQN: it begins with \"nqn.\" and has 12 to 223 bytes", whose, nqn)
 	}
 	return nil
 }

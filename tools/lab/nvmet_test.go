@@ -66,7 +66,6 @@ rmdir subsystems/` + nvmetName + `/namespaces/* subsystems/` + nvmetName + `
 
 // The target of Debian's kernel, in a guest: digests off and on, requests of all sizes, a target that goes away and comes back in the middle, a namespace that grows.
 func TestNVMeTarget(t *testing.T) {
-	t.Parallel() // beside others of which most is waiting for a guest
 	need.Time(t, "boots a guest")
 	need.Program(t, "qemu-system-x86_64", "apt-get", "dpkg-deb")
 	img, err := guest.Build(t.Context(), guest.Recipe{Modules: []string{"nvmet_tcp", "loop", "ext4", "crc32c_generic"}, Progress: func(s string) { t.Log(s) }})

@@ -98,7 +98,7 @@ func (k *checker) source(at string, v Volume) {
 		k.tls(at+".tls", *v.TLS)
 	}
 	if n := v.HostNQN; n != "" && (!strings.HasPrefix(n, "nqn.") || len(n) < 12 || len(n) > 223) {
-		k.fail(at+".host-nqn", "%s is no NQN: it begins with nqn. and has at most 223 bytes", quote(n))
+		k.fail(at+".host-nqn", "%s is no NQN: it begins with nqn. and has 12 to 223 bytes", quote(n))
 	}
 }
 

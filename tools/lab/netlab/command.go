@@ -20,8 +20,8 @@ const enter = `mount -t sysfs sysfs /sys && mount --bind "$0" /sys/fs/bpf && exe
 // so its pid and signals are the program's. It leads a process group of its
 // own, which a Ctrl-C on the caller's terminal does not reach and which is
 // killed as a whole when ctx ends; it is also killed when this process dies.
-// Not for use on a goroutine that ends while locked to its thread: the kernel
-// takes the end of that thread for the end of this process.
+// To be started by [Start] or [Namespace.Run]: the kernel takes the end of the
+// thread that made a process for the end of this one.
 func (ns *Namespace) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	if ns != nil {
 		wrap := []string{"--net=" + ns.Path(), "unshare", "--mount", "--propagation=slave", "sh", "-c", enter, ns.BPF(), name}
@@ -41,7 +41,10 @@ func (ns *Namespace) Run(ctx context.Context, name string, args ...string) (stri
 	cmd := ns.Command(ctx, name, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	err := fork(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err == nil {
 		return out.String(), nil
 	}

@@ -3,6 +3,7 @@ package netlab
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,6 +33,26 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		close(p.exited)
 	}()
 	return p, nil
+}
+
+// forks is a goroutine with a thread that lives as long as the process.
+var forks = sync.OnceValue(func() chan<- func() {
+	do := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range do {
+			f()
+		}
+	}()
+	return do
+})
+
+// fork starts a command on that thread: others end with goroutines that are
+// locked to them, and with them, by Pdeathsig, the processes they made.
+func fork(cmd *exec.Cmd) error {
+	done := make(chan error)
+	forks() <- func() { done <- cmd.Start() }
+	return <-done
 }
 
 // Exited is closed when the process has ended.

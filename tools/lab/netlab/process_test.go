@@ -2,9 +2,14 @@ package netlab
 
 import (
 	"context"
+	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestProcess(t *testing.T) {
@@ -34,5 +39,34 @@ func TestProcess(t *testing.T) {
 	}
 	if _, err := Start(here.Command(context.Background(), "/nonexistent")); err == nil {
 		t.Error("a program that is not there was started")
+	}
+}
+
+// A process outlives the thread that asked for it.
+func TestProcessOutlivesThread(t *testing.T) {
+	started := make(chan *Process)
+	gone := make(chan int, 1)
+	go func() {
+		runtime.LockOSThread() // until the goroutine ends, and the thread with it
+		gone <- unix.Gettid()
+		var none *Namespace
+		p, err := Start(none.Command(context.Background(), "sleep", "1000"))
+		if err != nil {
+			t.Error(err)
+		}
+		started <- p
+	}()
+	thread, p := <-gone, <-started
+	if p == nil {
+		return
+	}
+	defer p.Kill()
+	for unix.Tgkill(os.Getpid(), thread, 0) == nil { // it takes a moment to end
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case <-p.Exited():
+		t.Error("the process ended with the thread")
+	case <-time.After(50 * time.Millisecond): // the kernel kills at once
 	}
 }
