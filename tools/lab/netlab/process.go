@@ -25,7 +25,7 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.Stdout == nil && cmd.Stderr == nil {
 		cmd.Stdout, cmd.Stderr = &p.output, &p.output
 	}
-	if err := cmd.Start(); err != nil {
+	if err := fork(cmd); err != nil {
 		return nil, err
 	}
 	go func() {

@@ -10,7 +10,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shuntio/shunt/tools/lab/leftover"
 )
+
+func TestMain(m *testing.M) { os.Exit(leftover.Run(m.Run)) }
 
 func TestProcess(t *testing.T) {
 	var here *Namespace
