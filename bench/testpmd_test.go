@@ -46,14 +46,14 @@ func TestGuestToGuestVirtioUser(t *testing.T) {
 }
 
 func holdClaim(t *testing.T, packed bool) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	dir := t.TempDir()
 	ours := newOurs(t, ctx, dir, packed)
 	theirs := newTheirs(t, ctx, dir, packed)
 	const turns = 30
 	// How near two virtual CPUs are to each other changes by phases of up to a minute; with caches in common both are half as fast again.
-	const phases = 100 * time.Second
+	const phases = 200 * time.Second
 	for began := time.Now(); ; {
 		rate, ratio := compare(t, ctx, ours, theirs, turns)
 		if rate >= leastMpps || ratio >= leastRatio {
