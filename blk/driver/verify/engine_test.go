@@ -66,8 +66,8 @@ func TestKilledEngine(t *testing.T) {
 	for name, d := range shapes() {
 		for _, direct := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, " direct=", direct), func(t *testing.T) {
-				if !direct && testing.Short() {
-					t.Skip("make test does it without O_DIRECT, too")
+				if !direct {
+					need.Time(t, "is the same without O_DIRECT")
 				}
 				o := drivertest.EngineOptions{Socket: socket(t), File: image(t, 32<<20), Queues: max(d.Queues, 1), Workers: 2, Direct: direct}
 				p, err := drivertest.Spawn(o)
