@@ -264,11 +264,6 @@ func (s *Store) Silence(on bool) { s.set(func() { s.silent = on }) }
 // Deafen has the store not hear that requests are withdrawn, like a file's read that the kernel has begun.
 func (s *Store) Deafen(on bool) { s.set(func() { s.deaf = on }) }
 
-// SetDelay changes how long requests take that are submitted from now on.
-func (s *Store) SetDelay(delay, jitter time.Duration) {
-	s.set(func() { s.delay, s.jitter = delay, jitter })
-}
-
 // SetDepth changes how many requests a lane takes.
 func (s *Store) SetDepth(n int) { s.set(func() { s.depth = n }) }
 

@@ -48,9 +48,6 @@ type LoadResult struct {
 	Latency Histogram
 }
 
-// Rate is in requests a second.
-func (r *LoadResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
-
 // NewLoad prepares a load; the disk's memory must have room for Depth times Bytes.
 func NewLoad(o LoadOptions) (*Load, error) {
 	if o.Bytes == 0 {

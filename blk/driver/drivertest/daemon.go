@@ -3,16 +3,11 @@
 package drivertest
 
 import (
-	"bufio"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"time"
 )
 
 // Options configure a StorageDaemon. Dir must be set.
@@ -67,8 +62,6 @@ func Start(o Options) (*StorageDaemon, error) {
 	return s, s.Restart()
 }
 
-func (s *StorageDaemon) qmp() string { return filepath.Join(s.o.Dir, "qmp.sock") }
-
 // Restart starts it again after a Kill.
 func (s *StorageDaemon) Restart() error {
 	onOff := func(b bool) string {
@@ -81,15 +74,12 @@ func (s *StorageDaemon) Restart() error {
 	if s.o.Uring {
 		aio = "io_uring"
 	}
-	for _, name := range []string{s.Socket, s.qmp()} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := os.Remove(s.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	s.cmd = exec.Command(Program,
 		"--blockdev", fmt.Sprintf("driver=file,node-name=disk,filename=%s,discard=unmap,cache.direct=%s,aio=%s,read-only=%s",
 			s.File, onOff(s.o.Direct), aio, onOff(s.o.ReadOnly)),
-		"--chardev", "socket,id=qmp,server=on,wait=off,path="+s.qmp(), "--monitor", "chardev=qmp",
 		"--export", fmt.Sprintf("type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path=%s,writable=%s,num-queues=%d,logical-block-size=%d",
 			s.Socket, onOff(!s.o.ReadOnly), s.o.Queues, s.o.BlockSize))
 	s.cmd.Stdout, s.cmd.Stderr = s.o.Log, s.o.Log
@@ -118,54 +108,3 @@ func (s *StorageDaemon) Kill() error {
 
 // Gone is closed when it has ended.
 func (s *StorageDaemon) Gone() <-chan struct{} { return s.done }
-
-// Resize makes the disk larger or smaller, by its monitor.
-func (s *StorageDaemon) Resize(ctx context.Context, size int64) error {
-	return s.ask(ctx, "block_resize", map[string]any{"node-name": "disk", "size": size})
-}
-
-// ask sends one command to the monitor (QMP).
-func (s *StorageDaemon) ask(ctx context.Context, command string, arguments map[string]any) error {
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "unix", s.qmp())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	end, ok := ctx.Deadline()
-	if !ok {
-		end = time.Now().Add(10 * time.Second)
-	}
-	if err := c.SetDeadline(end); err != nil {
-		return err
-	}
-	in, out := json.NewDecoder(bufio.NewReader(c)), json.NewEncoder(c)
-	for _, request := range []map[string]any{nil, {"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}} {
-		if request != nil {
-			if err := out.Encode(request); err != nil {
-				return err
-			}
-		}
-		if err := answer(in); err != nil {
-			return fmt.Errorf("%s: %w", command, err)
-		}
-	}
-	return nil
-}
-
-// answer reads until what is no event: the greeting, or the answer to a command.
-func answer(in *json.Decoder) error {
-	for {
-		var m map[string]json.RawMessage
-		if err := in.Decode(&m); err != nil {
-			return err
-		}
-		if _, event := m["event"]; event {
-			continue
-		}
-		if refused, ok := m["error"]; ok {
-			return errors.New(string(refused))
-		}
-		return nil
-	}
-}

@@ -77,10 +77,7 @@ func Mount(tb testing.TB) *FS {
 // Disk is the path of a file.
 func (f *FS) Disk(n int) string { return filepath.Join(f.dir, fmt.Sprintf("disk%d", n)) }
 
-// Hang keeps the server from answering.
-func (f *FS) Hang() { f.ask("hang") }
-
-// HangOn keeps it from answering what asks for one operation: read, write, fsync, fallocate, poll; all.
+// HangOn keeps the server from answering what asks for one operation: read, write, fsync, fallocate, poll; all.
 func (f *FS) HangOn(op string) { f.ask("hang " + op) }
 
 // Unread keeps it from even reading what it is asked, as if it had been stopped.

@@ -37,7 +37,6 @@ type Way struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	room    int64 // bytes that may pass; negative: any number
-	passed  int64
 	waited  int64
 }
 
@@ -69,13 +68,6 @@ func (w *Way) Held() int64 {
 	return w.waited
 }
 
-// Passed is how many bytes have passed.
-func (w *Way) Passed() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.passed
-}
-
 // take waits until some of n bytes may pass, and tells how many.
 func (w *Way) take(n int) int {
 	w.mu.Lock()
@@ -89,7 +81,6 @@ func (w *Way) take(n int) int {
 		n = int(min(int64(n), w.room))
 		w.room -= int64(n)
 	}
-	w.passed += int64(n)
 	return n
 }
 
