@@ -74,14 +74,44 @@ func (l *Listener) open(gid int) error {
 	}
 	l.UnixListener = bound.(*net.UnixListener)
 	l.SetUnlinkOnClose(false) // Close does it, and only if the file is still ours
-	if l.file, err = os.Lstat(l.path); err == nil && gid >= 0 {
-		err = errors.Join(os.Lchown(l.path, -1, gid), os.Chmod(l.path, 0o660))
+	if err := l.give(gid); err != nil {
+		_ = l.Close()
+		return err
+	}
+	return nil
+}
+
+// give notes which file the socket is, and gives it to a group.
+//
+// The socket's directory may be others'. So what lies at the path now is opened, found to be ours, and changed without asking for the path again: it
+// could be a link to any file by then.
+func (l *Listener) give(gid int) error {
+	fd, err := unix.Open(l.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return impossible(l.path, err)
+	}
+	file := os.NewFile(uintptr(fd), l.path)
+	defer file.Close()
+	now, err := file.Stat()
+	if err != nil || !justMade(now) {
+		return fmt.Errorf("the control socket %s is not there any more: another file is at its path: choose a directory with control.socket that is root's", l.path)
+	}
+	if l.file = now; gid < 0 {
+		return nil
+	}
+	if err = unix.Fchownat(fd, "", -1, gid, unix.AT_EMPTY_PATH); err == nil {
+		err = os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o660)
 	}
 	if err != nil {
-		_ = l.Close()
 		return fmt.Errorf("control.group: the control socket %s cannot be given to group %d (%w): run as root, or remove the key", l.path, gid, cause(err))
 	}
 	return nil
+}
+
+// justMade tells whether a file can be the socket that open has bound: no other has this mode and owner, and one name.
+func justMade(file fs.FileInfo) bool {
+	st, is := file.Sys().(*syscall.Stat_t)
+	return is && file.Mode() == fs.ModeSocket|0o600 && int(st.Uid) == os.Geteuid() && st.Nlink == 1
 }
 
 // Close stops listening and removes the socket's file. It may be called twice; http.Server does.
