@@ -27,6 +27,7 @@ type association struct {
 	queues     int // IO queues we may have
 
 	carried atomic.Bool // a lane's command has succeeded
+	over    atomic.Bool // it ends: set before the first request of any lane comes back, and from then on no lane takes one
 
 	access atomic.Pointer[anaState] // how the controller reaches the namespace; nil: it knows no such thing
 	aborts chan abort               // by lanes, which do not wait for room
@@ -338,7 +339,10 @@ func (a *association) shutdown(ctx context.Context) error {
 }
 
 // fail ends the association, from any goroutine, once.
-func (a *association) fail(why error) { a.stop(why) }
+func (a *association) fail(why error) {
+	a.over.Store(true)
+	a.stop(why)
+}
 
 // close ends it without a word.
 func (a *association) close() {

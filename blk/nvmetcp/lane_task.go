@@ -47,9 +47,14 @@ func (c *cursor) advance(buffers [][]byte, n int) {
 	}
 }
 
+// takes tells whether the lane takes requests. Where another lane's write comes back the guest may hear of that before this lane's worker does, and what it asks for then would overtake that write.
+func (l *lane) takes() bool {
+	return l.state == laneUp && l.broken == nil && len(l.idle) > 0 && !l.association.over.Load()
+}
+
 // Submit takes a request. What it means for the wire goes out with Flush.
 func (l *lane) Submit(r *blk.Request) bool {
-	if l.state != laneUp || l.broken != nil || len(l.idle) == 0 {
+	if !l.takes() {
 		l.refused = true
 		return false
 	}
@@ -206,7 +211,7 @@ func (l *lane) end(t *task, o blk.Outcome) {
 		l.idle = append(l.idle, t.index)
 	}
 	r.Handler.Done(r, o)
-	if l.refused && l.state == laneUp && l.broken == nil && len(l.idle) > 0 {
+	if l.refused && l.takes() {
 		l.refused = false
 		l.events.Room()
 	}
