@@ -96,8 +96,8 @@ func notNil[T any](list []T) []T {
 	return list
 }
 
-// Start brings up the rest of the configuration that New was given. A caller that gets an error gives up: the log does not say what
-// failed, the *FailedError does.
+// Start brings up the rest of the configuration that New was given, until ctx ends. A caller that gets an error gives up, and calls Close: the log does
+// not say what failed, the *FailedError does.
 func (c *Controller) Start(ctx context.Context, start *config.Config) error {
 	_, err := c.change(ctx, first, func(*config.Config) (*config.Config, error) { return start, nil })
 	return err
@@ -141,8 +141,14 @@ func (c *Controller) change(ctx context.Context, of extent, edit func(*config.Co
 	if err := sameFixedParts(running, &want); err != nil {
 		return nil, err
 	}
-	// Not ctx: a caller that goes away does not leave half a change behind.
-	r := newReconciler(c.alive, c.engine, running, &want, c.running.Store)
+	alive := c.alive // not ctx: a caller that goes away does not leave half a change behind
+	if of == first {
+		var cancel context.CancelFunc
+		alive, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(c.alive, cancel)()
+	}
+	r := newReconciler(alive, c.engine, running, &want, c.running.Store)
 	changes := r.run()
 	c.remember(changes, of)
 	return changes, r.err(changes)

@@ -6,7 +6,8 @@
 //	            └ refused: exit 2 <── something is in the way: all undone, exit 2      │
 //	SIGHUP ─> read the file again, apply; what fails is logged, the rest runs on <─────┤
 //	SIGTERM, SIGINT ─> STOPPING ─> API, metrics, engine closed in bounded time: exit 0 <┘
-//	                      └ another one, 3 s later: exit 1 at once
+//	   │                  └ another one, 3 s later: exit 1 at once
+//	   └ before READY: the rest of the configuration is left, all undone, exit 0
 //
 // Exit status 2 says that the operator has something to change: a flag, the file, the host. Status 1 is a failure while
 // running.
@@ -97,6 +98,7 @@ type daemon struct {
 	check      bool
 	level      level
 	log        *slog.Logger
+	again      bool // SIGHUP came before the daemon was ready
 }
 
 func (d *daemon) command(status *int) *cobra.Command {
@@ -137,16 +139,21 @@ func (d *daemon) run() int {
 		return ExitOK
 	}
 	runtime.GOMAXPROCS(max(len(c.Workers.CPUs), 1) + extraThreads)
-	r, err := d.start(c)
-	if err != nil {
-		d.refuse(err)
+	var failure error
+	r := &running{failed: make(chan error, 2)}
+	switch err := d.begin(r, c); {
+	case err == nil:
+		d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
+			"networks", len(c.Networks), "ports", len(c.Ports), "volumes", len(c.Volumes))
+		if failure = d.serve(r); failure != nil {
+			d.log.Error("shuntd failed", "error", failure)
+		}
+	case errors.Is(err, errSecond):
+		d.log.Error("shuntd did not stop cleanly", "error", err)
+		return ExitFailed
+	case !errors.Is(err, errStopped):
+		d.refuse(errors.Join(err, r.close()))
 		return ExitUsage
-	}
-	d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
-		"networks", len(c.Networks), "ports", len(c.Ports), "volumes", len(c.Volumes))
-	failure := d.serve(r)
-	if failure != nil {
-		d.log.Error("shuntd failed", "error", failure)
 	}
 	if err := d.stop(r); err != nil {
 		d.log.Error("shuntd did not stop cleanly", "error", err)
@@ -181,6 +188,9 @@ func (d *daemon) serve(r *running) error {
 	stopWatchdog := watchdog(r.controller, d.log)
 	defer stopWatchdog()
 	notify(d.log, ready)
+	if d.again {
+		d.reload(r)
+	}
 	for {
 		select {
 		case s := <-d.Signals:
@@ -233,6 +243,9 @@ const (
 // process group, a terminal's Ctrl-C reaches the whole group and may be passed on too; a stop takes some tens of milliseconds.
 const oneSignal = 3 * time.Second
 
+// errSecond says that somebody has waited long enough.
+var errSecond = errors.New("a second signal ended the stop before it was done")
+
 // stop closes everything, in bounded time. A signal of somebody who has waited ends it.
 func (d *daemon) stop(r *running) error {
 	notify(d.log, stopping)
@@ -244,7 +257,7 @@ func (d *daemon) stop(r *running) error {
 			return err
 		case s := <-d.Signals:
 			if s != unix.SIGHUP && time.Since(begin) >= oneSignal {
-				return fmt.Errorf("a second signal (%s) ended the stop before it was done", s)
+				return fmt.Errorf("%w (%s)", errSecond, s)
 			}
 		}
 	}

@@ -322,9 +322,62 @@ func TestStop(t *testing.T) {
 	if err := stop(t, time.Second, 0, 0, time.Millisecond, 900*time.Millisecond); err != nil {
 		t.Error(err)
 	}
-	if err := stop(t, 8*time.Second, 0, oneSignal); err == nil || !strings.Contains(err.Error(), "a second signal (terminated) ended the stop") {
+	if err := stop(t, 8*time.Second, 0, oneSignal); err == nil || !strings.Contains(err.Error(), "a second signal ended the stop before it was done (terminated)") {
 		t.Errorf("%v", err)
 	}
+}
+
+// hangs is an engine that would wait for a volume's server for long.
+type hangs struct {
+	*controltest.Engine
+	waits chan struct{}
+}
+
+func (h hangs) AddVolume(ctx context.Context, v config.Volume) error {
+	err := h.Engine.AddVolume(ctx, v)
+	close(h.waits)
+	<-ctx.Done()
+	return err
+}
+
+const disks = blue + "volumes: [{name: v1, socket: /run/v1, source: 'nbd://192.0.2.9/a'}, {name: v2, socket: /run/v2, source: 'nbd://192.0.2.9/b'}]\n"
+
+// TestStopWhileStarting ends a start at what it waits for, and undoes what there is.
+func TestStopWhileStarting(t *testing.T) {
+	n := newNode(t, disks)
+	h := hangs{n.engine, make(chan struct{})}
+	go func() { n.status <- Main(n.options(h, nil)) }()
+	<-h.waits
+	n.signals <- unix.SIGHUP // changes nothing
+	n.signals <- unix.SIGTERM
+	n.expect(t, "STOPPING=1") // and nothing before
+	n.ends(t, 0)
+	if calls := fmt.Sprint(n.engine.Calls()); calls != "[AddNetwork blue AddPort p1 AddVolume v1]" {
+		t.Errorf("the start went on: %s", calls)
+	}
+}
+
+// TestReloadWhileStarting reads a file again that has changed since it was read first.
+func TestReloadWhileStarting(t *testing.T) {
+	n := newNode(t, blue)
+	n.engine.Fail = func(method, _ string) error {
+		if method == "AddPort" {
+			n.configure(t, blue+"uplinks: [{name: up0, interface: eth1}]\n")
+			n.signals <- unix.SIGHUP
+			for len(n.signals) > 0 { // until it was taken
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return nil
+	}
+	n.start(t)
+	n.expect(t, "RELOADING=1")
+	n.expect(t, "READY=1")
+	if calls := fmt.Sprint(n.engine.Calls()); calls != "[AddNetwork blue AddPort p1 AddUplink up0]" {
+		t.Errorf("it called %s", calls)
+	}
+	n.signals <- unix.SIGTERM
+	n.ends(t, 0)
 }
 
 // slow is an engine that takes its time to close.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,32 +26,58 @@ type running struct {
 	ended      <-chan error // of the engine
 }
 
-// start brings the daemon up, or leaves nothing behind.
-func (d *daemon) start(c *config.Config) (_ *running, err error) {
-	r := &running{failed: make(chan error, 2)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.close())
+// errStopped says that a signal came before the daemon was ready.
+var errStopped = errors.New("stopped before it was ready")
+
+// begin is start with an ear for signals: where a hundred servers do not answer it takes a while. One that wants the daemon to stop ends it with errStopped,
+// another one later with errSecond. SIGHUP is remembered, for the file that is being applied may be an old one.
+func (d *daemon) begin(r *running, c *config.Config) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- d.start(ctx, r, c) }()
+	for stopped := (time.Time{}); ; {
+		select {
+		case err := <-done:
+			if !stopped.IsZero() {
+				return errStopped // whatever it came to
+			}
+			return err
+		case s := <-d.Signals:
+			switch {
+			case s == unix.SIGHUP:
+				d.again = true
+			case stopped.IsZero():
+				d.log.Info("shuntd stops before it is ready", "signal", s.String())
+				cancel()
+				stopped = time.Now()
+			case time.Since(stopped) >= oneSignal:
+				return fmt.Errorf("%w (%s)", errSecond, s)
+			}
 		}
-	}()
+	}
+}
+
+// start brings the daemon up. What there is of it when that fails is in r, to be closed.
+func (d *daemon) start(ctx context.Context, r *running, c *config.Config) (err error) {
 	if r.socket, err = api.Listen(c.Control.Socket, c.Control.Group); err != nil {
-		return nil, err
+		return err
 	}
 	if c.Control.Metrics != "" {
 		if r.metrics, err = net.Listen("tcp", c.Control.Metrics); err != nil {
-			return nil, fmt.Errorf("control.metrics: nothing can listen on %s: %w: choose another address", c.Control.Metrics, cause(err))
+			return fmt.Errorf("control.metrics: nothing can listen on %s: %w: choose another address", c.Control.Metrics, cause(err))
 		}
 	}
 	engine, err := d.NewEngine(c, d.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if e, can := engine.(Ender); can {
 		r.ended = e.Ended()
 	}
 	r.controller = control.New(engine, c, d.log)
-	if err = r.controller.Start(context.Background(), c); err != nil {
-		return nil, err
+	if err = r.controller.Start(ctx, c); err != nil {
+		return err
 	}
 	if e, can := engine.(Settler); can {
 		e.Settle()
@@ -66,7 +93,7 @@ func (d *daemon) start(c *config.Config) (_ *running, err error) {
 			return nil
 		})
 	}
-	return r, nil
+	return nil
 }
 
 // cause is what the kernel said, without the calls that it went through.
