@@ -3,7 +3,6 @@ package nbd
 import (
 	"bytes"
 	"context"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/uring"
@@ -27,14 +27,7 @@ import (
 // patient is how long a test waits for what must come: long, for a machine that is busy with other things.
 const patient = 20 * time.Second
 
-// TestMain: most of the longer tests wait most of the time, so more of them run at once than there are CPUs.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := flag.Set("test.parallel", "8"); err != nil {
-		panic(err)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { blktest.Main(m) }
 
 // bench is a worker with a ring, as a daemon has it.
 type bench struct {

@@ -2,14 +2,13 @@ package nvmetcp
 
 import (
 	"context"
-	flags "flag"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/blk/nvmetcp/nvmetcptest"
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/dataplanetest"
@@ -23,14 +22,7 @@ const testKATO = 3 * time.Second
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
 
-// TestMain: most of the longer tests wait most of the time, so more of them run at once than there are CPUs.
-func TestMain(m *testing.M) {
-	flags.Parse()
-	if err := flags.Set("test.parallel", "8"); err != nil {
-		panic(err)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { blktest.Main(m) }
 
 // workbench is a worker with a ring.
 type workbench struct {
