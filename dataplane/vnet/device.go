@@ -309,7 +309,7 @@ func (d *Device) Move(pair int, to *dataplane.Worker) {
 	}
 }
 
-// Close gives up the state file, which stays where it is for the next device of the same name. No ring runs any more.
+// Close gives up the state file, which stays where it is for the next device of the same name if it holds anything. No ring runs any more.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

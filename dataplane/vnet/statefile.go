@@ -1,6 +1,8 @@
 package vnet
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -13,7 +15,9 @@ import (
 // stateFile holds a record for each ring of a device, mapped:
 //
 //	0                 4096                               4096 + slotBytes
-//	├ magic, rings ───┼ record │ undo, 8 B × MaxSize ────┼ record │ undo ...
+//	├ magic, owner ───┼ record │ undo, 8 B × MaxSize ────┼ record │ undo ...
+//
+// The owner is whoever may find that nobody will ask for the file again (RemoveState), a text with zeros behind it.
 //
 // It lies in memory, so that a store is all it takes to keep something beyond the end of the process, and no page fault waits for a disk. It has holes where
 // nothing was ever written: a ring of 256 descriptors takes a page.
@@ -30,6 +34,7 @@ type stateFile struct {
 const (
 	stateMagic  = 0x31_76_74_6e_75_68_73_76 // another layout gets another number
 	stateHeader = 4096
+	ownerAt     = 8
 	recordBytes = 64
 	slotBytes   = 4096 + 8*virtq.MaxSize
 )
@@ -59,24 +64,30 @@ func (r *record) get() (from, to cursor, ok bool) {
 
 func (r *record) forget() { shm.Release64(&r.span, 0) }
 
-// openStateFile opens or makes the file. What is in it stays if it is one of ours with as many rings.
-func openStateFile(path string, rings int) (*stateFile, error) {
-	fail := func(err error) (*stateFile, error) {
-		return nil, fmt.Errorf("state file %s: %w", path, err)
+// openStateFile opens or makes the file, for an owner. What is in it stays if it is one of ours with as many rings.
+func openStateFile(path, owner string, rings int) (*stateFile, error) {
+	if len(owner) >= stateHeader-ownerAt {
+		return nil, fmt.Errorf("state file %s: its owner's name has %d bytes, and at most %d fit", path, len(owner), stateHeader-ownerAt-1)
 	}
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fail(err)
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		f := &stateFile{path: path, fd: fd, rings: rings}
+		if err == nil {
+			if err = f.open(owner); err == nil {
+				return f, nil
+			}
+			_ = unix.Close(fd)
+		}
+		if !errors.Is(err, errGone) {
+			return nil, fmt.Errorf("state file %s: %w", path, err)
+		}
 	}
-	f := &stateFile{path: path, fd: fd, rings: rings}
-	if err := f.open(); err != nil {
-		_ = unix.Close(fd)
-		return fail(err)
-	}
-	return f, nil
 }
 
-func (f *stateFile) open() error {
+// errGone says that whoever had the file until now removed it.
+var errGone = errors.New("it was just removed")
+
+func (f *stateFile) open(owner string) error {
 	size, err := shm.CheckBacking(f.fd)
 	if errors.Is(err, shm.ErrBacking) {
 		return fmt.Errorf("%w: put it on a file system in memory, such as /run", err)
@@ -84,8 +95,8 @@ func (f *stateFile) open() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("another process has it, which serves the same socket: end that, or choose another socket: %w", err)
+	if err := lockFile(f.fd, f.path); err != nil {
+		return err
 	}
 	want := int64(stateHeader + f.rings*slotBytes)
 	if size != want {
@@ -108,6 +119,22 @@ func (f *stateFile) open() error {
 			return err
 		}
 		head[0] = stateMagic
+	}
+	clear(f.mapping.Bytes()[ownerAt+copy(f.mapping.Bytes()[ownerAt:stateHeader], owner) : stateHeader])
+	return nil
+}
+
+// lockFile takes the lock of a file that is still at its path.
+func lockFile(fd int, path string) error {
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another process has it, which serves the same socket: end that, or choose another socket: %w", err)
+	}
+	var had, is unix.Stat_t
+	if err := unix.Fstat(fd, &had); err != nil {
+		return err
+	}
+	if err := unix.Lstat(path, &is); err != nil || had.Ino != is.Ino || had.Dev != is.Dev {
+		return errGone
 	}
 	return nil
 }
@@ -141,20 +168,57 @@ func (f *stateFile) place(index int, l virtq.Layout, size int) (*place, error) {
 
 // forget clears what is known of a ring: it is a split one now.
 func (f *stateFile) forget(index int) {
-	if f == nil {
+	if f == nil || !f.knows(index) {
 		return
 	}
-	if records, err := shm.View[record](f.mapping.Bytes()[stateHeader+index*slotBytes:], 1); err == nil && records[0].span != 0 {
+	if records, err := shm.View[record](f.mapping.Bytes()[stateHeader+index*slotBytes:], 1); err == nil {
 		records[0].forget()
 	}
 }
 
-// close gives the file up. Nobody may keep anything in it any more.
+// knows tells whether a ring's place is in the file. It reads, since to look into the mapping where nothing was ever written takes memory, of which the file system
+// may have no more: then it is a fault.
+func (f *stateFile) knows(index int) bool {
+	var span [8]byte
+	n, err := unix.Pread(f.fd, span[:], int64(stateHeader+index*slotBytes))
+	return err != nil || n == len(span) && span != [8]byte{}
+}
+
+// close gives the file up. Nobody may keep anything in it any more. One that holds no ring's place is of use to nobody, and goes.
 func (f *stateFile) close() error {
 	if f == nil {
 		return nil
 	}
-	return errors.Join(f.mapping.Free(), unix.Close(f.fd))
+	known := false
+	for i := range f.rings {
+		known = known || f.knows(i)
+	}
+	var err error
+	if !known {
+		err = unix.Unlink(f.path) // while it is locked
+	}
+	return errors.Join(err, f.mapping.Free(), unix.Close(f.fd))
+}
+
+// RemoveState removes a state file, if it is an owner's and no device has it.
+func RemoveState(path, owner string) (removed bool, err error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("state file %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	var b [stateHeader]byte
+	if n, err := unix.Pread(fd, b[:], 0); err != nil || n < len(b) || binary.NativeEndian.Uint64(b[:]) != stateMagic {
+		return false, nil // not one of ours
+	}
+	name, _, _ := bytes.Cut(b[ownerAt:], []byte{0})
+	if string(name) != owner || lockFile(fd, path) != nil {
+		return false, nil
+	}
+	if err := unix.Unlink(path); err != nil {
+		return false, fmt.Errorf("state file %s: %w", path, err)
+	}
+	return true, nil
 }
 
 // memoryFile is the file behind a region of the guest's memory.

@@ -91,9 +91,11 @@ type Options struct {
 	// MTU is the network's; a front-end that tells its guest a larger one is refused. Zero: any is believed. See SetNetworkMTU.
 	MTU uint16
 	// StateFile is where the places of packed rings are kept across the end of the process, on a file system in memory, such as
-	// /run. It is made if it is not there, and stays. Empty: a packed ring whose back-end was killed goes on where the front-end says,
-	// which no front-end knows.
+	// /run. It is made if it is not there, and stays once there was a packed ring. Empty: a packed ring whose back-end was killed goes on where the
+	// front-end says, which no front-end knows.
 	StateFile string
+	// StateOwner is written into the file, for RemoveState.
+	StateOwner string
 }
 
 // State is what people are told about the device.
@@ -125,7 +127,7 @@ func New(o Options) (*Device, error) {
 	}
 	if o.StateFile != "" {
 		var err error
-		if d.file, err = openStateFile(o.StateFile, 2*len(d.pairs)); err != nil {
+		if d.file, err = openStateFile(o.StateFile, o.StateOwner, 2*len(d.pairs)); err != nil {
 			return nil, err
 		}
 	}

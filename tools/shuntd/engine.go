@@ -28,6 +28,7 @@ import (
 // The controller calls the methods that change something one at a time; mu keeps those that report away from them.
 type engine struct {
 	log     *slog.Logger
+	name    string // who we are among the daemons of this host: the path of the control socket
 	workers []*worker
 	idle    config.Idle
 	ended   chan error // what a worker's Run returned, for the daemon

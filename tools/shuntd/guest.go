@@ -55,6 +55,7 @@ func (e *engine) newGuest(p *port, n *network) error {
 	g.fresh = errors.Is(err, fs.ErrNotExist)
 	o := vnet.Options{
 		Grace: e.grace, Failed: func(why error) { g.hangUp(c.Name, why) }, Coalesce: c.Coalesce, MTU: uint16(mtu), StateFile: g.state,
+		StateOwner: e.name,
 	}
 	for _, pair := range p.pairs {
 		o.Pairs = append(o.Pairs, vnet.PairOptions{Worker: pair.worker.Worker, Link: pair.link})
@@ -66,7 +67,7 @@ func (e *engine) newGuest(p *port, n *network) error {
 
 // statePaths are where the files may be that tell a successor where the rings stood, one for each socket: on a file system in
 // memory, so that a page of them never waits for a disk. They stay when we stop: a front-end that is hung up on is not told where its rings stand.
-// They go with their port's configuration.
+// They go with their port's configuration, or when the next daemon begins without it; each knows its files by the name in them.
 var statePaths = []string{"/run/shunt/rings", "/dev/shm/shunt/rings"}
 
 // stateFile names a socket's file.
@@ -90,6 +91,31 @@ func stateFile(socket string) (string, error) {
 		return filepath.Join(dir, name), nil
 	}
 	return "", fmt.Errorf("neither %s is on a file system in memory: mount a tmpfs on /run", strings.Join(statePaths, " nor "))
+}
+
+// sweepStates removes the files of ports that we had, in an earlier life, and nobody configured again.
+func (e *engine) sweepStates() {
+	kept := map[string]bool{}
+	for _, p := range e.ports {
+		if g, is := p.device.(*guest); is {
+			kept[g.state] = true
+		}
+	}
+	for _, dir := range statePaths {
+		files, _ := os.ReadDir(dir) // one of them is not there
+		for _, f := range files {
+			path := filepath.Join(dir, f.Name())
+			if kept[path] {
+				continue
+			}
+			switch removed, err := vnet.RemoveState(path, e.name); {
+			case err != nil:
+				e.log.Warn("where the rings of a port stood that is not configured any more is not forgotten", "reason", err)
+			case removed:
+				e.log.Info("forgot where the rings of a port stood that is not configured any more", "file", path)
+			}
+		}
+	}
 }
 
 // start implements device.

@@ -21,6 +21,7 @@ func main() {
 			if err != nil {
 				return nil, err
 			}
+			e.name = c.Control.Socket
 			return e, nil
 		},
 	}))

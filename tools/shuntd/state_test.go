@@ -60,6 +60,7 @@ func TestRingStatesGoWithTheirPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		there(true, "added")
+		recall(t, file)
 		if err := e.RemovePort(t.Context(), a.Name, again); err != nil {
 			t.Fatal(err)
 		}
@@ -68,10 +69,78 @@ func TestRingStatesGoWithTheirPort(t *testing.T) {
 	if err := e.AddPort(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
+	recall(t, file)
 	if err := errors.Join(e.removeAll(t.Context())...); err != nil {
 		t.Fatal(err)
 	}
 	there(true, "stopped")
+}
+
+// recall makes a file one that holds the place of a packed ring.
+func recall(t *testing.T, file string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt([]byte{7: 1 << 7}, 4096)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A daemon that begins forgets the ports that it had and is not told of any more, and no other daemon's.
+func TestRingStatesOfEarlierPorts(t *testing.T) {
+	dir := ringStates(t)
+	begin := func(name string, ports ...config.Port) (end func()) {
+		e := newTestEngine(t, 1)
+		e.name = name
+		if err := e.AddNetwork(t.Context(), config.Network{Name: "blue", MTU: 1500, LearnLimit: 8}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ports {
+			if err := e.AddPort(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			file, err := stateFile(p.Socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			recall(t, file)
+		}
+		e.Settle()
+		return func() {
+			if err := errors.Join(e.removeAll(t.Context())...); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	there := func(want string) {
+		t.Helper()
+		files, err := os.ReadDir(statePaths[0])
+		got := ""
+		for _, f := range files {
+			got += f.Name()[len(f.Name())-1:]
+		}
+		if err != nil || got != want {
+			t.Errorf("there are files of %q, want %q (%v)", got, want, err)
+		}
+	}
+	port := func(name string, i byte) config.Port {
+		p := testPort(name, dir, i)
+		p.Socket = filepath.Join(dir, name)
+		return p
+	}
+	a, b, c := port("a", 1), port("b", 2), port("c", 3)
+	begin("/run/one", a, b)()
+	other := begin("/run/two", c)
+	there("abc")
+	begin("/run/one", b)()
+	there("bc") // of c somebody else has the file
+	other()
+	begin("/run/one")()
+	there("c") // or will have it again
+	begin("/run/two", a)()
+	there("a")
 }
 
 // A path of letters that are long when they are escaped has a file, and a port whose file finds no room leaves none.

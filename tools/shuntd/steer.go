@@ -66,6 +66,7 @@ func (e *engine) Settle() {
 		u.settle(e.log)
 		u.steer.Unlock()
 	}
+	e.sweepStates()
 }
 
 // settle lets the kernel have what a killed predecessor took and we do not: once the configuration is complete and our
