@@ -111,7 +111,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 }
 
 func (d *Daemon) launch() error {
-	if err := d.writeConfig(); err != nil {
+	if err := d.WriteConfig(); err != nil {
 		return err
 	}
 	args := append([]string{"--config", d.ConfigFile()}, d.o.Args...)
@@ -121,7 +121,8 @@ func (d *Daemon) launch() error {
 	return err
 }
 
-func (d *Daemon) writeConfig() error {
+// WriteConfig writes the configuration where Start would.
+func (d *Daemon) WriteConfig() error {
 	text := d.o.Config
 	if !strings.Contains("\n"+text, "\ncontrol:") {
 		text += fmt.Sprintf("\ncontrol:\n  socket: %s\n", d.Socket())
@@ -195,7 +196,7 @@ func (d *Daemon) Kill() {
 // Reload writes the configuration and sends SIGHUP. It does not wait: what
 // changes shows in Status.
 func (d *Daemon) Reload() error {
-	if err := d.writeConfig(); err != nil {
+	if err := d.WriteConfig(); err != nil {
 		return fmt.Errorf("reload %s: %w", d.o.Name, err)
 	}
 	d.p.Signal(syscall.SIGHUP)
