@@ -31,3 +31,9 @@ func Fence()
 //
 //go:noescape
 func Prefetch(b []byte)
+
+// PrefetchWrite is Prefetch for memory that is written next: another core loses its copy of the lines now. After Prefetch, each
+// first write to a line would wait for that.
+//
+//go:noescape
+func PrefetchWrite(b []byte)

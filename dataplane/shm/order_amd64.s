@@ -43,3 +43,10 @@ TEXT ·Prefetch(SB), NOSPLIT, $0-24
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	RET
+
+// func PrefetchWrite(b []byte)
+TEXT ·PrefetchWrite(SB), NOSPLIT, $0-24
+	MOVQ b_base+0(FP), AX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x08             // PREFETCHW (AX)
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x48; BYTE $0x40 // PREFETCHW 64(AX)
+	RET

@@ -39,3 +39,10 @@ TEXT ·Prefetch(SB), NOSPLIT, $0-24
 	PRFM (R0), PLDL1KEEP
 	PRFM 64(R0), PLDL1KEEP
 	RET
+
+// func PrefetchWrite(b []byte)
+TEXT ·PrefetchWrite(SB), NOSPLIT, $0-24
+	MOVD b_base+0(FP), R0
+	PRFM (R0), PSTL1KEEP
+	PRFM 64(R0), PSTL1KEEP
+	RET

@@ -4,6 +4,8 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestLoadsAndStores(t *testing.T) {
@@ -33,6 +35,42 @@ func TestLoadsAndStores(t *testing.T) {
 		if x != 0 && i != 2 && i != 3 && (i < 68 || i >= 72) && (i < 76 || i >= 80) && (i < 136 || i >= 144) && (i < 152 || i >= 160) {
 			t.Errorf("byte %d was written: %#x", i, x)
 		}
+	}
+}
+
+// A hint is not an access: it changes nothing, and memory may be gone, or never have been there.
+func TestPrefetch(t *testing.T) {
+	fd := memFD(t, 3*4096)
+	m := mapFD(t, MapOptions{FD: fd, Length: 3 * 4096})
+	b := m.Bytes()
+	for i := range b[:4096] {
+		b[i] = byte(i) | 1
+	}
+	hint := func() {
+		for _, at := range []int{0, 63, 4096 - 64, 4096, 3*4096 - 1} { // the last one reaches beyond the mapping
+			Prefetch(b[at:])
+			PrefetchWrite(b[at:])
+		}
+		Prefetch(nil)
+		PrefetchWrite(nil)
+	}
+	hint()
+	for i, x := range b[:4096] {
+		if x != byte(i)|1 {
+			t.Fatalf("byte %d was written: %#x", i, x)
+		}
+	}
+	if err := unix.Ftruncate(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	if at, faulted := faultAt(t, hint); faulted {
+		t.Errorf("a fault at %#x, in memory that was truncated away", at)
+	}
+	if err := m.Revoke(); err != nil {
+		t.Fatal(err)
+	}
+	if at, faulted := faultAt(t, hint); faulted {
+		t.Errorf("a fault at %#x, in memory that was revoked", at)
 	}
 }
 

@@ -150,8 +150,17 @@ func (q *Device) Hint(n int) {
 		}
 		d := &q.desc[head]
 		if view := q.memory.View(d.addr, d.len); view != nil {
-			shm.Prefetch(view)
+			prefetch(view, d.flags)
 		}
+	}
+}
+
+// prefetch begins to bring a buffer nearer for what a device does with it: read or write.
+func prefetch(view []byte, flags uint16) {
+	if flags&descWrite != 0 {
+		shm.PrefetchWrite(view)
+	} else {
+		shm.Prefetch(view)
 	}
 }
 

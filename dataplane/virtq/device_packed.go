@@ -94,7 +94,7 @@ func (q *Device) hintPacked(n int) {
 		d := &p.ahead[i]
 		view := q.memory.View(d.addr, d.len)
 		if p.views[i] = view; view != nil {
-			shm.Prefetch(view)
+			prefetch(view, d.flags)
 		}
 	}
 	p.hinted = end
