@@ -67,6 +67,7 @@ const (
 	flushing                   // fdatasync
 	punching                   // giving blocks back, which then read as zeroes
 	discarding                 // the same for a device, which may as well not zero them
+	freeing                    // the same, until kernel 6.11
 	ranging                    // making a range zero without giving it back
 	writingZeroes              // from memory
 	syncing                    // the fdatasync behind a fallocate with FUA
@@ -165,7 +166,7 @@ func (l *lane) first(r *blk.Request) stage {
 	case r.Op == blk.OpFlush:
 		return flushing
 	case r.Op == blk.OpDiscard && l.store.shape.device:
-		return discarding
+		return l.store.discards()
 	case r.Op == blk.OpDiscard, r.Op == blk.OpWriteZeroes && r.Unmap && !l.store.noPunch.Load():
 		return punching
 	case r.Op == blk.OpWriteZeroes && !l.store.noRange.Load():

@@ -56,7 +56,7 @@ type Store struct {
 	since   time.Time
 
 	// What the file system has refused, so that it is not asked again: by lanes, on their workers.
-	noPunch, noRange atomic.Bool
+	noDiscard, noFree, noPunch, noRange atomic.Bool
 
 	doubtful atomic.Bool // something could not be written back: by lanes, see lane.doubt
 

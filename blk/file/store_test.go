@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -262,8 +263,30 @@ func TestDevice(t *testing.T) {
 			copy(now, m)
 			exercise(t, u, now)
 			if i.Discard {
+				before := discarded(t, device)
+				u.ok(newRequest(blk.OpDiscard, 0, 1<<20))
+				if n := discarded(t, device) - before; n != 1<<20/512 {
+					t.Errorf("the device has discarded %d sectors, want %d: one that cannot zero without writing refuses all else", n, 1<<20/512)
+				}
+				u.lane.(*lane).store.noDiscard.Store(true) // as before kernel 6.12
 				u.ok(newRequest(blk.OpDiscard, 0, 1<<20))
 			}
 		})
 	}
+}
+
+// discarded is how many sectors a block device was told to discard (Documentation/block/stat.rst).
+func discarded(tb testing.TB, device string) (sectors uint64) {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(device), "stat"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if fields := strings.Fields(string(b)); len(fields) > 13 {
+		sectors, err = strconv.ParseUint(fields[13], 10, 64)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return sectors
 }

@@ -16,7 +16,8 @@ type sqe struct {
 	bufIndex uint16 // or the group of provided buffers
 	_        uint16
 	_        uint32
-	_        [2]uint64
+	addr3    uint64 // a command to a block device: the length
+	_        uint64
 }
 
 // cqe is struct io_uring_cqe.
@@ -68,6 +69,7 @@ const (
 	opSend        = 26
 	opRecv        = 27
 	opShutdown    = 34
+	opURingCmd    = 46
 	opReadvFixed  = 60 // 6.15
 	opWritevFixed = 61
 )
@@ -78,6 +80,8 @@ const (
 	sqeAsync        = 1 << 4
 	sqeBufferSelect = 1 << 5
 	sqeSkipSuccess  = 1 << 6
+
+	blockDiscard = 0x12 << 8 // BLOCK_URING_CMD_DISCARD (6.12)
 
 	fsyncDatasync = 1 << 0
 	recvMultishot = 1 << 1

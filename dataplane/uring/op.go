@@ -153,6 +153,16 @@ func (r *Ring) Fallocate(op *Op, f File, mode uint32, offset, length int64) bool
 	return true
 }
 
+// Discard gives blocks of a block device back, which may read as anything afterwards (6.12; -EOPNOTSUPP before).
+func (r *Ring) Discard(op *Op, f File, offset, length int64) bool {
+	s := r.pushOn(op, opURingCmd, f, 0)
+	if s == nil {
+		return false
+	}
+	s.off, s.addr, s.addr3 = blockDiscard, uint64(offset), uint64(length)
+	return true
+}
+
 // Connect connects a socket.
 func (r *Ring) Connect(op *Op, f File, to *Address) bool {
 	s := r.pushOn(op, opConnect, f, 0)
