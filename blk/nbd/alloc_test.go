@@ -82,7 +82,7 @@ func TestAllocations(t *testing.T) {
 	}{{blk.OpRead, 32, 4096}, {blk.OpWrite, 32, 4096}, {blk.OpRead, 8, 128 << 10}, {blk.OpWrite, 8, 128 << 10}, {blk.OpRead, 1, 4096}} {
 		r := newRunner(u, c.op, c.depth, c.length)
 		run := func(n int) {
-			u.b.do(func() { r.start(n) })
+			u.b.worker.Do(func() { r.start(n) })
 			<-r.done
 		}
 		run(200) // whatever is made once
@@ -118,7 +118,7 @@ func BenchmarkLane(b *testing.B) {
 			stats := u.b.ring.Stats()
 			operations, busy := stats.Operations.Load(), u.b.worker.Stats().BusyNanos.Load()
 			b.ResetTimer()
-			u.b.do(func() { r.start(b.N) })
+			u.b.worker.Do(func() { r.start(b.N) })
 			<-r.done
 			b.StopTimer()
 			b.ReportMetric(float64(stats.Operations.Load()-operations)/float64(b.N), "sqes/op")

@@ -18,7 +18,6 @@ import (
 	"github.com/shuntio/shunt/blk"
 	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/uring"
 	"github.com/shuntio/shunt/tools/need"
 	"golang.org/x/sys/unix"
@@ -39,44 +38,10 @@ type bench struct {
 
 func newBench(tb testing.TB) *bench {
 	tb.Helper()
-	ring, err := uring.Open(uring.Options{Entries: 128})
-	if err != nil {
-		need.Missing(tb, "io_uring: %v", err)
-	}
-	b := &bench{tb: tb, worker: dataplanetest.NewWorker(tb, 16), ring: ring}
-	ended := make(chan error, 1)
-	go func() { ended <- b.worker.Run() }()
-	b.do(func() { err = ring.Enable() })
-	if err != nil {
-		tb.Fatal(err)
-	}
-	b.do(func() {
-		b.worker.Watch(ring.FD(), unix.POLLIN, false)
-		b.worker.Add(b)
-		b.worker.Add(ring)
-	})
-	tb.Cleanup(func() {
-		b.do(func() {
-			b.worker.Remove(ring)
-			b.worker.Unwatch(ring.FD())
-			if err := ring.Close(); err != nil {
-				tb.Error(err)
-			}
-		})
-		b.worker.Stop()
-		if err := <-ended; err != nil {
-			tb.Error(err)
-		}
-	})
+	h := blktest.Run(tb, 1)[0]
+	b := &bench{tb: tb, worker: h.Worker, ring: h.Ring}
+	b.worker.Do(func() { b.worker.Add(b) })
 	return b
-}
-
-// do waits until the worker has begun to run before it asks for anything.
-func (b *bench) do(fn func()) {
-	for b.worker.Stats().Rounds.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	b.worker.Do(fn)
 }
 
 // The bench is a source, too, which flushes the lanes at the end of each round.
@@ -169,14 +134,14 @@ func (b *bench) use(s blk.Store) *user {
 	if err != nil {
 		b.tb.Fatal(err)
 	}
-	b.do(func() {
+	b.worker.Do(func() {
 		u.lane = lane
 		b.users = append(b.users, u)
 	})
 	b.tb.Cleanup(func() {
-		b.do(func() { u.lane.Close() })
+		b.worker.Do(func() { u.lane.Close() })
 		gone := func() (is bool) {
-			b.do(func() { is = lane.(*laneType).memory == nil })
+			b.worker.Do(func() { is = lane.(*laneType).memory == nil })
 			return is
 		}
 		for end := time.Now().Add(patient); !gone(); time.Sleep(time.Millisecond) {
@@ -185,7 +150,7 @@ func (b *bench) use(s blk.Store) *user {
 				return
 			}
 		}
-		b.do(func() { u.lane = nil })
+		b.worker.Do(func() { u.lane = nil })
 		_ = memory.Free()
 	})
 	u.await("the lane", func() bool { return len(u.ups) > 0 })
@@ -215,7 +180,7 @@ func ask(op blk.Op, offset uint64, buffers ...[]byte) *asked {
 // submit hands requests in, all in one round.
 func (u *user) submit(requests ...*asked) {
 	u.b.tb.Helper()
-	u.b.do(func() {
+	u.b.worker.Do(func() {
 		for _, a := range requests {
 			if !u.lane.Submit(&a.Request) {
 				u.b.tb.Errorf("%v of %d bytes at %d is handed back", a.Op, a.Length, a.Offset)
@@ -244,19 +209,6 @@ func (u *user) run(want blk.Outcome, requests ...*asked) {
 	for _, a := range requests {
 		u.ends(a, want)
 	}
-}
-
-// scatter cuts memory into pieces of many lengths, as a guest's buffers are.
-func scatter(r *rand.Rand, b []byte) (pieces [][]byte) {
-	for len(b) > 0 {
-		n := min(len(b), 1+r.IntN(9000))
-		if r.IntN(3) == 0 {
-			n = min(len(b), 4096)
-		}
-		pieces = append(pieces, b[:n:n])
-		b = b[n:]
-	}
-	return pieces
 }
 
 func fill(r *rand.Rand, b []byte) {

@@ -89,7 +89,7 @@ func TestBackoff(t *testing.T) {
 	m := newMock(t).serve()
 	u := newBench(t).use(open(t, m.options()))
 	waited := func() (d time.Duration) {
-		u.b.do(func() { d = time.Duration(u.lane.(*laneType).backoff) })
+		u.b.worker.Do(func() { d = time.Duration(u.lane.(*laneType).backoff) })
 		return d
 	}
 	ups := 1

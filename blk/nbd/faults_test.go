@@ -80,7 +80,7 @@ func TestRestart(t *testing.T) {
 		if s.State().Up || s.State().Why == nil {
 			t.Errorf("the store says %+v", s.State())
 		}
-		u.b.do(func() {
+		u.b.worker.Do(func() {
 			if u.lane.Submit(&ask(blk.OpFlush, 0).Request) {
 				t.Error("a lane that is down takes a request")
 			}
@@ -113,7 +113,7 @@ func TestExitLast(t *testing.T) {
 	s := open(t, o)
 	u := newBench(t).use(s)
 	u.run(blk.OK, ask(blk.OpWrite, 0, u.memory[:4096]))
-	u.b.do(func() { u.lane.Close() })
+	u.b.worker.Do(func() { u.lane.Close() })
 	select {
 	case <-server.gone:
 	case <-time.After(patient):
@@ -196,7 +196,7 @@ func TestSilence(t *testing.T) {
 			for !stop.Load() {
 				f := ask(blk.OpFlush, 0)
 				took := false
-				u.b.do(func() { took = u.lane.Submit(&f.Request) })
+				u.b.worker.Do(func() { took = u.lane.Submit(&f.Request) })
 				if !took {
 					return
 				}
@@ -315,7 +315,7 @@ func TestGrowthUnderLoad(t *testing.T) {
 	u := newBench(t).use(s)
 	r := newRunner(u, blk.OpWrite, 300, 8192) // more than the lane takes at once
 	r.requests = r.requests[:maxTasks]
-	u.b.do(func() { r.start(1 << 30) })
+	u.b.worker.Do(func() { r.start(1 << 30) })
 	for i := range 5 {
 		if err := os.Truncate(file, int64(i+2)*imageSize); err != nil {
 			t.Fatal(err)
@@ -324,7 +324,7 @@ func TestGrowthUnderLoad(t *testing.T) {
 			t.Fatalf("refreshed: %d bytes, %v", i.Size, err)
 		}
 	}
-	u.b.do(func() { r.left = 0 })
+	u.b.worker.Do(func() { r.left = 0 })
 	<-r.done
 	if r.failed > 0 || len(u.downs()) > 0 {
 		t.Errorf("%d failed; down: %v", r.failed, u.downs())
@@ -336,7 +336,7 @@ func TestRoom(t *testing.T) {
 	m := newMock(t).serve()
 	u := newBench(t).use(open(t, m.options()))
 	client := m.client()
-	u.b.do(func() {
+	u.b.worker.Do(func() {
 		for range maxTasks {
 			if !u.lane.Submit(&ask(blk.OpFlush, 0).Request) {
 				t.Error("handed back before it is full")
@@ -481,7 +481,7 @@ func TestIdleCosts(t *testing.T) {
 	u := newBench(t).use(open(t, o))
 	u.run(blk.OK, ask(blk.OpWrite, 0, u.memory[:4096]))
 	operations := func() (n uint64) {
-		u.b.do(func() { n = u.b.ring.Stats().Operations.Load() })
+		u.b.worker.Do(func() { n = u.b.ring.Stats().Operations.Load() })
 		return n
 	}
 	before, rounds := operations(), u.b.worker.Stats().Rounds.Load()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 	"golang.org/x/sys/unix"
 )
 
@@ -245,9 +246,6 @@ func errorChunk(g got, flags uint16, errno uint32, message string) []byte {
 
 func none(g got) []byte { return chunkOf(g, chunkDone, chunkNone, 0) }
 
-// canary is what memory that must not be touched is filled with.
-const canary = 0xa5
-
 // TestMalformed has a server say one wrong thing in answer to a read of 8 KiB in the middle of memory. It is disconnected with a sentence that says why, the read
 // comes back as lost, and nothing outside of it was touched.
 func TestMalformed(t *testing.T) {
@@ -315,7 +313,7 @@ func TestMalformed(t *testing.T) {
 			m.serve()
 			u := newBench(t).use(open(t, m.options()))
 			for i := range u.memory {
-				u.memory[i] = canary
+				u.memory[i] = blktest.Canary
 			}
 			client := m.client()
 			op := blk.OpRead
@@ -347,7 +345,7 @@ func TestMalformed(t *testing.T) {
 				t.Error("it claims to know the server")
 			}
 			for i, b := range u.memory {
-				if b != canary && (i < 4096 || i >= 8192 && i < 16384 || i >= 20480) {
+				if b != blktest.Canary && (i < 4096 || i >= 8192 && i < 16384 || i >= 20480) {
 					t.Fatalf("byte %d outside of the read was written to", i)
 				}
 			}

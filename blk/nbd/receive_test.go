@@ -28,7 +28,7 @@ func TestPieces(t *testing.T) {
 	u.ends(a, blk.OK)
 	same(t, "the read", u.memory[:length], data)
 	const most = 8 // polls, the send, the header with what came along, two pieces of 64 KiB, what is left of the first
-	u.b.do(func() {})
+	u.b.worker.Do(func() {})
 	if n := u.b.ring.Stats().Operations.Load() - before; n > most {
 		t.Errorf("%d operations for %d pieces, want at most %d", n, length/piece, most)
 	} else {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 )
 
 // TestCover compares what a part knows of its answer with a bitmap.
@@ -122,7 +123,7 @@ func (f *fuzzed) renew(tb testing.TB, structured bool) {
 
 // untouched is what the memory is full of, and guards are where it stays so.
 var (
-	untouched = bytes.Repeat([]byte{canary}, 64<<10)
+	untouched = bytes.Repeat([]byte{blktest.Canary}, 64<<10)
 	guards    = [...][2]int{{0, 4096}, {8192, 16384}, {16384 + 17000, 64 << 10}}
 )
 

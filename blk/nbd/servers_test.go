@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 )
 
 // imageSize is that of the disks of the tests.
@@ -73,7 +74,7 @@ func suite(t *testing.T, u *user) {
 			fill(r, b[:min(n, 64)])
 			b[n-1] = byte(round)
 			copy(disk[at:], b)
-			writes = append(writes, ask(blk.OpWrite, uint64(at), scatter(r, b)...))
+			writes = append(writes, ask(blk.OpWrite, uint64(at), blktest.Scatter(r, b)...))
 			used += n
 			at += n + block*r.IntN(64)
 		}
@@ -105,7 +106,7 @@ func suite(t *testing.T, u *user) {
 			at := block * r.IntN((imageSize-n)/block)
 			b := u.memory[half+used:][:n]
 			fill(r, b[:min(n, 64)])
-			reads = append(reads, ask(blk.OpRead, uint64(at), scatter(r, b)...))
+			reads = append(reads, ask(blk.OpRead, uint64(at), blktest.Scatter(r, b)...))
 			used += n
 		}
 		u.run(blk.OK, reads...)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/blktest"
 )
 
 // promptly is how long giving a request back may take, as blk.Lane says.
@@ -18,7 +19,7 @@ const promptly = 50 * time.Millisecond
 func (u *user) withdraw(requests ...*asked) {
 	u.b.tb.Helper()
 	began := time.Now()
-	u.b.do(func() {
+	u.b.worker.Do(func() {
 		began = time.Now()
 		for _, a := range requests {
 			u.lane.Withdraw(&a.Request)
@@ -52,7 +53,7 @@ func TestWithdrawRead(t *testing.T) {
 			u.settle(client)
 			u.withdraw(a)
 			for i := range u.memory {
-				u.memory[i] = canary
+				u.memory[i] = blktest.Canary
 			}
 			client.send(answer[sent:])
 			next := ask(blk.OpRead, 0, u.memory[4<<20:][:4096])
@@ -61,7 +62,7 @@ func TestWithdrawRead(t *testing.T) {
 			u.ends(next, blk.OK)
 			same(t, "what follows", u.memory[4<<20:][:4096], data[:4096])
 			for i, b := range u.memory {
-				if b != canary && (i < 4<<20 || i >= 4<<20+4096) {
+				if b != blktest.Canary && (i < 4<<20 || i >= 4<<20+4096) {
 					t.Fatalf("byte %d was written to after the read was given back", i)
 				}
 			}
@@ -80,8 +81,8 @@ func (u *user) settle(c *mockConn) {
 			u.b.tb.Fatal("the lane does not read")
 		}
 	}
-	u.b.do(func() {})
-	u.b.do(func() {})
+	u.b.worker.Do(func() {})
+	u.b.worker.Do(func() {})
 }
 
 // TestWithdrawWrite withdraws a write while the server does not read. It gets all of the bytes that it had before, and what follows is in step.
@@ -100,7 +101,7 @@ func TestWithdrawWrite(t *testing.T) {
 			time.Sleep(5 * time.Millisecond) // as much as the socket takes
 			u.withdraw(a)
 			for i := range length {
-				u.memory[128<<10+i] = canary
+				u.memory[128<<10+i] = blktest.Canary
 			}
 			// What the server gets of it is what there was, or it gets the end of the connection.
 			ends := map[uint64]bool{}
@@ -243,7 +244,7 @@ func TestWithdrawAll(t *testing.T) {
 		r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 		u.submit(all...)
 		time.Sleep(time.Duration(r.IntN(6)) * time.Millisecond)
-		u.b.do(func() {
+		u.b.worker.Do(func() {
 			for _, a := range going {
 				u.lane.Withdraw(&a.Request)
 			}
@@ -276,7 +277,7 @@ func TestWithdrawGuessed(t *testing.T) {
 	u.submit(read)
 	client.send(simpleReply(got{cookie: 2<<16 | 1}, 0, make([]byte, 100)...))
 	begun := func() (is bool) {
-		u.b.do(func() { o := u.lane.(*laneType).replies.owner; is = o != nil && o.slot == 1 })
+		u.b.worker.Do(func() { o := u.lane.(*laneType).replies.owner; is = o != nil && o.slot == 1 })
 		return is
 	}
 	for end := time.Now().Add(patient); !begun(); time.Sleep(time.Millisecond) {
@@ -284,10 +285,10 @@ func TestWithdrawGuessed(t *testing.T) {
 			t.Fatal("the answer is not taken")
 		}
 	}
-	u.b.do(func() { u.lane.Withdraw(&read.Request) })
+	u.b.worker.Do(func() { u.lane.Withdraw(&read.Request) })
 	u.ends(read, blk.Withdrawn)
 	var others []*asked
-	u.b.do(func() {
+	u.b.worker.Do(func() {
 		for range maxParts - 1 { // of which the last one has its place
 			a := ask(blk.OpRead, 0, u.memory[5<<20:][:512])
 			if !u.lane.Submit(&a.Request) {
@@ -297,7 +298,7 @@ func TestWithdrawGuessed(t *testing.T) {
 		}
 	})
 	for i := range u.memory[5<<20:][:8192] {
-		u.memory[5<<20+i] = canary
+		u.memory[5<<20+i] = blktest.Canary
 	}
 	client.send(make([]byte, 4096-100))
 	u.await("the end of the connection", func() bool { return len(u.why) == 1 })
@@ -308,7 +309,7 @@ func TestWithdrawGuessed(t *testing.T) {
 		u.ends(a, blk.Lost)
 	}
 	for i, b := range u.memory[5<<20:][:8192] {
-		if b != canary {
+		if b != blktest.Canary {
 			t.Fatalf("byte %d of another request's memory was written to", i)
 		}
 	}

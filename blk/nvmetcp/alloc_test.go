@@ -12,7 +12,7 @@ func TestAllocations(t *testing.T) {
 		r := newRig(t, digest)
 		l := rigLimits()
 		l.terms.headerDigest, l.terms.dataDigest = digest, digest
-		r.connect(l)
+		r.attach(r.Pair(false), l)
 		wire, answer := make([]byte, 256<<10), make([]byte, 256<<10)
 		over := 0
 		if digest {
@@ -73,7 +73,7 @@ func TestAllocations(t *testing.T) {
 					}
 				}
 				complete(cid, data)
-				r.turn(func() bool { return r.ended > ended })
+				r.Turn(r.lane, func() bool { return r.ended > ended })
 				if r.last != blk.OK {
 					t.Fatalf("%s: outcome %d, %v", c.name, r.last, r.why)
 				}

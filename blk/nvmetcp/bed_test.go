@@ -11,9 +11,7 @@ import (
 	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/blk/nvmetcp/nvmetcptest"
 	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/dataplanetest"
 	"github.com/shuntio/shunt/dataplane/uring"
-	"golang.org/x/sys/unix"
 )
 
 // testKATO is long enough for a busy machine, and what some tests must wait for.
@@ -32,37 +30,8 @@ type workbench struct {
 
 func newWorkbench(t testing.TB) *workbench {
 	t.Helper()
-	b := &workbench{worker: dataplanetest.NewWorker(t, 64)}
-	var err error
-	if b.ring, err = uring.Open(uring.Options{Entries: 256}); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- b.worker.Run() }()
-	for b.worker.Stats().Rounds.Load() == 0 { // until then, Do would run here
-		time.Sleep(time.Millisecond)
-	}
-	b.worker.Do(func() {
-		if err = b.ring.Enable(); err == nil {
-			b.worker.Watch(b.ring.FD(), unix.POLLIN, false)
-			b.worker.Add(b.ring)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		b.worker.Do(func() {
-			b.worker.Remove(b.ring)
-			b.worker.Unwatch(b.ring.FD())
-			if err := b.ring.Close(); err != nil {
-				t.Errorf("close the ring: %v", err)
-			}
-		})
-		b.worker.Stop()
-		<-ended
-	})
-	return b
+	h := blktest.Run(t, 1)[0]
+	return &workbench{h.Worker, h.Ring}
 }
 
 // client uses one lane as a Gate does, its requests from a test's goroutines.

@@ -2,24 +2,17 @@ package nvmetcp
 
 import (
 	"context"
-	"runtime"
-	"runtime/debug"
 	"testing"
 
 	"github.com/shuntio/shunt/blk"
-	"github.com/shuntio/shunt/dataplane"
-	"github.com/shuntio/shunt/dataplane/dataplanetest"
-	"github.com/shuntio/shunt/dataplane/uring"
+	"github.com/shuntio/shunt/blk/blktest"
 	"golang.org/x/sys/unix"
 )
 
-// rig is a lane on a worker that the test turns by hand, and the other end of its socket: no goroutine but the test's has a part in it.
+// rig is a lane on a worker that the test turns by hand, and the other end of its socket.
 type rig struct {
-	t      testing.TB
-	worker *dataplane.Worker
-	ring   *uring.Ring
+	*blktest.Rig
 	lane   *lane
-	peer   int
 	memory []byte // the guest's
 
 	ups, downs int
@@ -41,38 +34,17 @@ func rigLimits() limits {
 
 func newRig(t testing.TB, dataDigest bool) *rig {
 	t.Helper()
-	runtime.LockOSThread()
-	t.Cleanup(runtime.UnlockOSThread)
-	before := debug.SetPanicOnFault(true)
-	t.Cleanup(func() { debug.SetPanicOnFault(before) })
-	r := &rig{t: t, worker: dataplanetest.NewWorker(t, 64)}
-	var err error
-	if r.ring, err = uring.Open(uring.Options{Entries: 64}); err == nil {
-		err = r.ring.Enable()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.worker.Do(func() { r.worker.Add(r.ring) })
-	m, err := uring.NewMemory(1 << 20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.memory = m.Bytes()
+	r := &rig{Rig: blktest.NewRig(t)}
+	r.memory = r.Memory(1 << 20)
 	s := &Store{o: Options{QueueDepth: 32, DataDigest: dataDigest}, lanes: make([]*lane, 1)}
-	if r.lane, err = newLane(s, blk.Host{Worker: r.worker, Ring: r.ring}, r); err != nil {
+	var err error
+	if r.lane, err = newLane(s, r.Host, r); err != nil {
 		t.Fatal(err)
 	}
 	r.lane.qid, s.lanes[0] = 1, r.lane
 	t.Cleanup(func() {
 		r.lane.Close()
-		if err := r.ring.Close(); err != nil {
-			t.Error(err)
-		}
-		if r.lane.memory != nil {
-			t.Error("the lane has kept its memory")
-		}
-		m.Free()
+		r.Turn(r.lane, func() bool { return r.lane.memory == nil })
 	})
 	return r
 }
@@ -83,40 +55,22 @@ func newAssociation() *association {
 	return a
 }
 
-// connect gives the lane a socket.
-func (r *rig) connect(l limits) {
-	r.t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.peer = fds[1]
-	r.t.Cleanup(func() { unix.Close(fds[1]) })
+// attach gives the lane a socket.
+func (r *rig) attach(fd int, l limits) {
+	r.Helper()
 	r.lane.quiet = make(chan struct{})
-	if err := r.lane.attach(newAssociation(), fds[0], l, true, true); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-// turn lets the worker go round until a condition holds.
-func (r *rig) turn(until func() bool) {
-	for i := 0; !until(); i++ {
-		if i > 1e6 {
-			r.t.Fatal("nothing comes of it")
-		}
-		r.lane.Flush()
-		r.worker.Round()
+	if err := r.lane.attach(newAssociation(), fd, l, true, true); err != nil {
+		r.Fatal(err)
 	}
 }
 
 // read takes n bytes that the lane has sent.
 func (r *rig) read(b []byte) {
 	for got := 0; got < len(b); {
-		r.lane.Flush()
-		r.worker.Round()
-		n, err := unix.Read(r.peer, b[got:])
+		r.Round(r.lane)
+		n, err := unix.Read(r.Peer, b[got:])
 		if err != nil || n == 0 {
-			r.t.Fatalf("read what the lane sent: %d, %v", n, err)
+			r.Fatalf("read what the lane sent: %d, %v", n, err)
 		}
 		got += n
 	}
@@ -124,11 +78,11 @@ func (r *rig) read(b []byte) {
 
 func (r *rig) write(b []byte) {
 	for len(b) > 0 {
-		n, err := unix.Write(r.peer, b)
+		n, err := unix.Write(r.Peer, b)
 		if err != nil {
-			r.t.Fatal(err)
+			r.Fatal(err)
 		}
 		b = b[n:]
-		r.worker.Round()
+		r.Worker.Round()
 	}
 }
