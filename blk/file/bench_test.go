@@ -13,7 +13,8 @@ func BenchmarkRead4K(b *testing.B) {
 	for _, depth := range []int{1, 32} {
 		b.Run(map[int]string{1: "depth-1", 32: "depth-32"}[depth], func(b *testing.B) {
 			path, _ := makeFile(b, b.TempDir(), size)
-			u := newBed(b, uring.Options{}).open(openStore(b, path, Options{}))
+			bed := newBed(b, uring.Options{})
+			u := bed.open(openStore(b, path, Options{}))
 			m := memory(b, depth*4096)
 			all := make([]*request, depth)
 			for i := range all {
@@ -40,6 +41,7 @@ func BenchmarkRead4K(b *testing.B) {
 					busy -= q.done
 				}
 			}
+			b.ReportMetric(float64(bed.ring.Stats().Punted.Load())/float64(b.N), "apart/op")
 		})
 	}
 }

@@ -10,7 +10,8 @@
 // system may refuse to punch holes. Each completion either begins the next operation or ends the request (lane.go).
 //
 // A write through the page cache of ext4 and most other file systems may have to wait for the disk, and the kernel has no way to ask it not to. io_uring gives such
-// writes to threads of its own, one by one; here they go to one of ours, in batches (writer.go). On XFS they stay on the ring, as reads do everywhere.
+// writes to threads of its own, one by one; here they go to one of ours, in batches (writer.go). On XFS they stay on the ring. So do reads of what the page cache has; what it has not
+// goes to io-wq, since the disk is asked for it on the thread that begins the read (resident.go).
 //
 // Who serves the file system (FUSE, NFS), or the disk below it, may stop answering, and what the kernel has begun it does not give back. So nothing of such a file may stand in
 // another one's way. The worker touches it by its ring only, which gives what cannot be tried without waiting to threads of its own at once, since the attempt itself waits

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,7 +12,6 @@ import (
 	"github.com/shuntio/shunt/blk/blktest"
 	"github.com/shuntio/shunt/blk/file/filetest"
 	"github.com/shuntio/shunt/dataplane/uring"
-	"github.com/shuntio/shunt/tools/need"
 	"golang.org/x/sys/unix"
 )
 
@@ -103,14 +100,18 @@ func TestHungNeighbour(t *testing.T) {
 // sends them.
 func TestHungDevice(t *testing.T) {
 	fs := filetest.Mount(t)
-	out, err := exec.Command("losetup", "--show", "-f", fs.Disk(0)).CombinedOutput()
-	if err != nil {
-		need.Missing(t, "no loop device: %s", out)
-	}
-	device := strings.TrimSpace(string(out))
-	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
+	device := loop(t, fs.Disk(0))
 	for _, op := range []blk.Op{blk.OpRead, blk.OpWrite, blk.OpFlush, blk.OpDiscard} { // without a nudge one read in three waits, some more where others need the CPUs
-		t.Run(op.String(), func(t *testing.T) { hungNeighbour(t, fs, device, 200, true, op, "all") })
+		for _, direct := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%v/direct %v", op, direct), func(t *testing.T) {
+				forget(t, device)
+				forget(t, fs.Disk(0)) // below it
+				if op == blk.OpRead && !direct {
+					tells(t, device)
+				}
+				hungNeighbour(t, fs, device, 200, direct, op, "all")
+			})
+		}
 	}
 }
 
@@ -129,6 +130,19 @@ func disturb() (quiet func()) {
 		}
 	}()
 	return func() { close(stop); <-done }
+}
+
+// forget has the page cache give back what it has of a file.
+func forget(tb testing.TB, path string) {
+	tb.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Fdatasync(fd), unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // hungNeighbour has one file asked so often for something that it does not answer, and another one for everything.
@@ -175,6 +189,9 @@ func hungNeighbour(t *testing.T, fs *filetest.FS, disk string, often uint64, dir
 		if q.done == 0 {
 			waiting = append(waiting, q.Op)
 		}
+	}
+	if op == blk.OpRead && held == 0 {
+		t.Error("no read waits for the file system")
 	}
 	if !h.goOn() || waiting != nil || longest > patience/2 {
 		t.Errorf("of the other file these wait for what this one does: %v; the longest round took %v", waiting, longest)
@@ -301,6 +318,7 @@ func TestHungControl(t *testing.T) {
 		_, err := Open(fs.Disk(2), Options{Patience: -1})
 		answers <- err
 	})
+	answerTime = old
 	for range 3 {
 		if err := <-answers; !errors.Is(err, ErrNoAnswer) {
 			t.Error(err)

@@ -23,6 +23,7 @@ type shape struct {
 	direct bool
 	remote bool // whatever is done may wait, for who serves the file system
 	waits  bool // writes wait for the disk, and are left to a thread that may
+	cached bool // reads are of the page cache, and what it has not waits for the disk
 	// What O_DIRECT wants addresses, and offsets and lengths, to be multiples of, less one.
 	memoryMask, offsetMask uint64
 }
@@ -33,7 +34,11 @@ func inspect(fd int, o *Options) (s shape, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return s, err
 	}
-	s.device, s.remote = st.Mode&unix.S_IFMT == unix.S_IFBLK, uring.MayWait(fd) && !inMemory(fd)
+	s.device = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	if s.device || !inMemory(fd) {
+		s.remote = uring.MayWait(fd)
+		s.cached = !o.Direct && !s.remote && uring.TellsCached(fd)
+	}
 	s.info = blk.Info{BlockSize: sector, ReadOnly: o.ReadOnly, Flush: true, FUA: true, WriteZeroes: !o.ReadOnly}
 	number := st.Dev
 	if s.device {
@@ -71,7 +76,7 @@ func (s *shape) inspectFile(fd int, st *unix.Stat_t, o *Options) {
 	}
 }
 
-// inMemory tells whether the file system is this machine's memory, which does not hang.
+// inMemory tells whether the file system is this machine's memory, which does not hang. A device's is: that of its name.
 func inMemory(fd int) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(fd, &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)

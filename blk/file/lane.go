@@ -39,6 +39,10 @@ type lane struct {
 	owes  bool // a request was handed back, and Room is due
 	timer uring.Timer
 
+	// Reads of what the page cache has not that are under way, and were at the last look; whether none has ended for so long.
+	fetches, fetched int
+	dry              bool
+
 	// While there are requests, somebody looks whether any ends.
 	watch uring.Timer
 	wait  time.Duration // until the next look
@@ -56,6 +60,7 @@ type slot struct {
 	stage     stage
 	retries   uint8
 	broken    bool // the guest took its memory away
+	fetches   bool // the page cache has not all of what is being read
 	withdrawn bool
 }
 
@@ -230,7 +235,10 @@ func (l *lane) written(index int, res int32) {
 // Completed implements uring.Handler, also for what the writer did.
 func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 	s := &l.slots[op.Tag]
-	if l.moves = true; s.r == nil {
+	if l.moves = true; s.fetches {
+		l.arrived(s)
+	}
+	if s.r == nil {
 		l.ended(s)
 		return
 	}
@@ -239,6 +247,13 @@ func (l *lane) Completed(op *uring.Op, res int32, _ uint32) {
 		l.next(t, res, off)
 	}
 	l.room()
+}
+
+// arrived counts the end of a read that the disk was asked for.
+func (l *lane) arrived(s *slot) {
+	s.fetches = false
+	l.fetches--
+	l.fetched, l.dry = 0, false
 }
 
 // take takes the result of a slot's operation.
@@ -258,7 +273,7 @@ func (l *lane) room() {
 	}
 }
 
-// look nudges io-wq if nothing has ended.
+// look nudges io-wq if nothing has ended, and notes whether the disk gives nothing.
 func (l *lane) look() {
 	if len(l.free) == len(l.slots) {
 		return
@@ -270,6 +285,7 @@ func (l *lane) look() {
 		l.wait = min(l.wait+l.wait/4, mostWait)
 	}
 	l.moves = false
+	l.fetched, l.dry = l.fetches, l.dry || l.fetched > 0
 	l.ring.Start(&l.watch, l.wait)
 }
 

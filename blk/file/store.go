@@ -58,6 +58,8 @@ type Store struct {
 	// What the file system has refused, so that it is not asked again: by lanes, on their workers.
 	noDiscard, noFree, noPunch, noRange atomic.Bool
 
+	resident *residency // nil: nobody asks
+
 	doubtful atomic.Bool // something could not be written back: by lanes, see lane.doubt
 
 	zeroes *uring.Memory // to write where nothing else makes zeroes
@@ -103,6 +105,9 @@ func (s *Store) open() (err error) {
 	}
 	if s.shape, err = inspect(s.fd, &s.options); err != nil {
 		return err
+	}
+	if s.shape.cached {
+		s.resident = &residency{fd: s.fd}
 	}
 	info, err := s.measure()
 	if err != nil {

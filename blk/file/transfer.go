@@ -56,9 +56,29 @@ func (l *lane) transfer(s *slot) bool {
 	}
 	offset := r.Offset + s.done
 	if r.Op == blk.OpRead {
-		return l.ring.Readv(&s.op, l.file, v, int64(offset))
+		return l.read(s, offset)
 	}
 	return l.write(s, offset)
+}
+
+// read begins a read of the slot's vector: by the ring, and what the page cache has not by a thread that may wait. When nothing of that comes any more all reads go there, since
+// the kernel reads ahead also behind some of what it has.
+func (l *lane) read(s *slot, offset uint64) bool {
+	here := l.store.resident
+	if here == nil {
+		return l.ring.Readv(&s.op, l.file, s.vector, int64(offset))
+	}
+	s.fetches = !here.has(offset, uint64(s.vector.Len()), l.host.Worker.Now())
+	if !s.fetches && !l.dry {
+		return l.ring.Readv(&s.op, l.file, s.vector, int64(offset))
+	}
+	if !l.ring.ReadvApart(&s.op, l.file, s.vector, int64(offset)) {
+		return false
+	}
+	if s.fetches {
+		l.fetches++
+	}
+	return true
 }
 
 // stable is the flag of a write that must be on stable storage when it is done.

@@ -87,12 +87,23 @@ func (r *Ring) next() *sqe {
 
 // Readv reads from a file at an offset (preadv2); false, as of every push, when there is no room: then nothing happened.
 func (r *Ring) Readv(op *Op, f File, v *Vector, offset int64) bool {
-	return r.transfer(op, f, v, offset, 0, &reading)
+	return r.transfer(op, f, v, offset, 0, &reading) != nil
+}
+
+// ReadvApart is Readv by a thread of io-wq from the start, without an attempt on the thread that enters: for what may have to wait (Cached).
+func (r *Ring) ReadvApart(op *Op, f File, v *Vector, offset int64) bool {
+	s := r.transfer(op, f, v, offset, 0, &reading)
+	if s == nil {
+		return false
+	}
+	s.flags |= sqeAsync
+	r.counts.punted++
+	return true
 }
 
 // Writev writes to a file at an offset. flags are those of pwritev2, such as unix.RWF_DSYNC.
 func (r *Ring) Writev(op *Op, f File, v *Vector, offset int64, flags int32) bool {
-	return r.transfer(op, f, v, offset, flags, &writing)
+	return r.transfer(op, f, v, offset, flags, &writing) != nil
 }
 
 // direction has the four forms of reading or writing.
@@ -108,10 +119,10 @@ var (
 const maxTransfer = 1<<31 - 4096
 
 // transfer takes the cheapest form: a single buffer spares the kernel the copy of the iovecs, registered memory the pinning of the pages.
-func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d *direction) bool {
+func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d *direction) *sqe {
 	s := r.pushOn(op, d.vector, f, v.bytes)
 	if s == nil {
-		return false
+		return nil
 	}
 	s.off, s.opFlags = uint64(offset), uint32(flags)
 	one := v.last-v.first == 1
@@ -122,11 +133,11 @@ func (r *Ring) transfer(op *Op, f File, v *Vector, offset int64, flags int32, d 
 	if one {
 		s.opcode = d.one
 		s.addr, s.len = v.iovecs[v.first].base, uint32(min(v.iovecs[v.first].len, maxTransfer))
-		return true
+		return s
 	}
 	s.opcode = d.vector
 	s.addr, s.len = v.address(), uint32(v.last-v.first)
-	return true
+	return s
 }
 
 // Fsync makes what was written stable; with datasync without what only describes it.

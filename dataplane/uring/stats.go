@@ -13,7 +13,7 @@ import (
 type Stats struct {
 	// Operations counts those pushed, Completions what came of them: several of a multishot one. Enters counts system calls.
 	Operations, Completions, Enters atomic.Uint64
-	// Punted counts operations that the kernel always hands to io-wq: fsync, fallocate. Of others (writes through the page cache of most file systems, see
+	// Punted counts operations that the kernel always hands to io-wq: fsync, fallocate, ReadvApart. Of others (writes through the page cache of most file systems, see
 	// WritesWait; everything on tmpfs) it does not tell; IOWorkers sees the threads at work.
 	Punted atomic.Uint64
 	// Overflows counts how often the CQ was found full; nothing is lost by that. Full counts pushes that found no room.
