@@ -1,8 +1,11 @@
 // Shuntbench measures shunt: a thin face on package bench.
 //
 //	shuntbench list
-//	shuntbench run [SCENARIO...] [-o table|json]
+//	shuntbench run [SCENARIO...]
 //	shuntbench compare OLD.json NEW.json
+//
+// Each prints a table for people, or with -o json for programs; compare reads what run -o json printed. Exit status 0: done. 1: a measurement failed.
+// 2: the command line or a file is wrong.
 package main
 
 import (
@@ -17,16 +20,18 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/shuntio/shunt/bench"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/shuntio/shunt/bench"
+	"github.com/shuntio/shunt/tools/control"
 )
 
 func main() {
 	bench.Child()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	cmd := command()
-	if err := cmd.ExecuteContext(ctx); err != nil {
+	if err := newCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "shuntbench:", err)
 		var usage usageError
 		if errors.As(err, &usage) {
@@ -39,16 +44,44 @@ func main() {
 // usageError is the caller's mistake.
 type usageError struct{ error }
 
-func command() *cobra.Command {
+// command is what the subcommands share.
+type command struct{ output string }
+
+func newCommand() *cobra.Command {
+	c := &command{}
 	root := &cobra.Command{
-		Use: "shuntbench", Short: "Measure shunt", SilenceErrors: true, SilenceUsage: true,
-		Long: "Measure shunt. Figures of a shared machine are noisy: compare within one run, and compare busy time where the other side limits the rate.",
+		Use: "shuntbench", Short: "Measure shunt", Version: control.Version(), SilenceErrors: true, SilenceUsage: true,
+		Long: "Measure shunt. Figures of a shared machine are noisy: compare within one run, and compare busy time where the other side limits the rate.\n" +
+			"Exit status 0: done; 1: a measurement failed; 2: the command line or a file is wrong.",
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if c.output != "table" && c.output != "json" {
+				return usageError{fmt.Errorf("output %q is neither table nor json", c.output)}
+			}
+			return nil
+		},
 	}
+	root.SetVersionTemplate("shuntbench {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.Args = only(cobra.NoArgs)
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	root.AddCommand(listCommand(), runCommand(), compareCommand())
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table for people, json for programs")
+	if err := root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is right above
+	}
+	root.AddCommand(c.list(), c.run(), c.compare())
 	return root
+}
+
+// print writes v as JSON, or calls table to write it for people.
+func (c *command) print(cmd *cobra.Command, flags uint, v any, table func(io.Writer)) error {
+	if c.output == "json" {
+		e := json.NewEncoder(cmd.OutOrStdout())
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', flags)
+	table(t)
+	return t.Flush()
 }
 
 // only makes what does not fit the caller's mistake, with what would.
@@ -64,36 +97,36 @@ func only(fit cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-func listCommand() *cobra.Command {
+// listed is a scenario as list tells it.
+type listed struct {
+	Scenario string `json:"scenario"`
+	Help     string `json:"help"`
+}
+
+func (c *command) list() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List the scenarios", Args: only(cobra.NoArgs),
-		Run: func(cmd *cobra.Command, _ []string) {
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			defer t.Flush()
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var all []listed
 			for _, s := range bench.Scenarios() {
-				fmt.Fprintf(t, "%s\t%s\n", s.Name, s.Help)
+				all = append(all, listed{s.Name, s.Help})
 			}
+			return c.print(cmd, 0, all, func(w io.Writer) {
+				for _, s := range all {
+					fmt.Fprintf(w, "%s\t%s\n", s.Scenario, s.Help)
+				}
+			})
 		},
 	}
 }
 
-func runCommand() *cobra.Command {
+func (c *command) run() *cobra.Command {
 	var o bench.Options
-	var output string
 	cmd := &cobra.Command{
-		Use: "run [SCENARIO...]", Short: "Run scenarios; all that need no interface, if none is named",
+		Use: "run [SCENARIO...]", Short: "Run scenarios; all that need no interface, if none is named", ValidArgsFunction: scenarioNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			if output != "table" && output != "json" {
-				return usageError{fmt.Errorf("output %q: must be table or json", output)}
-			}
-			if o.Duration <= 0 {
-				return usageError{fmt.Errorf("--duration %v is no time to measure in: give more than 0s", o.Duration)}
-			}
-			if o.WorkerCPU < 0 || o.GuestCPU < 0 {
-				return usageError{errors.New("--worker-cpu and --guest-cpu are numbers of CPUs, from 0 on: lscpu shows those there are")}
-			}
-			if o.FrameLen < 60 || o.FrameLen > 1514 {
-				return usageError{fmt.Errorf("--frame %d is not the length of an Ethernet frame: give 60 to 1514", o.FrameLen)}
+			if err := check(o); err != nil {
+				return err
 			}
 			scenarios, err := choose(names, o.Interface != "")
 			if err != nil {
@@ -108,7 +141,7 @@ func runCommand() *cobra.Command {
 				}
 				reports = append(reports, r)
 			}
-			return print(cmd.OutOrStdout(), output, reports)
+			return c.print(cmd, tabwriter.AlignRight, reports, func(w io.Writer) { table(w, reports) })
 		},
 	}
 	f := cmd.Flags()
@@ -118,8 +151,30 @@ func runCommand() *cobra.Command {
 	f.IntVar(&o.GuestCPU, "guest-cpu", 1, "CPU of the load generator")
 	f.StringVar(&o.Interface, "interface", "", "uplink of the scenarios that have one")
 	f.StringVar(&o.Dir, "dir", "", "where disks have their files (default: the directory for temporary ones)")
-	f.StringVarP(&output, "output", "o", "table", "table for people, json for programs")
 	return cmd
+}
+
+// check refuses options that make no sense.
+func check(o bench.Options) error {
+	switch {
+	case o.Duration <= 0:
+		return usageError{fmt.Errorf("--duration %v is no time to measure in: give more than 0s", o.Duration)}
+	case o.WorkerCPU < 0 || o.GuestCPU < 0:
+		return usageError{errors.New("--worker-cpu and --guest-cpu are numbers of CPUs, from 0 on: lscpu shows those there are")}
+	case o.FrameLen < 60 || o.FrameLen > 1514:
+		return usageError{fmt.Errorf("--frame %d is not the length of an Ethernet frame: give 60 to 1514", o.FrameLen)}
+	}
+	return nil
+}
+
+// scenarioNames has the shell offer those that are not named yet.
+func scenarioNames(_ *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	for _, s := range bench.Scenarios() {
+		if !slices.Contains(args, s.Name) {
+			names = append(names, cobra.CompletionWithDesc(s.Name, s.Help))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // choose finds scenarios by name.
@@ -138,61 +193,87 @@ func choose(names []string, wired bool) (chosen []bench.Scenario, err error) {
 	return chosen, nil
 }
 
-func print(to io.Writer, output string, reports []*bench.Report) error {
-	if output == "json" {
-		e := json.NewEncoder(to)
-		e.SetIndent("", "  ")
-		return e.Encode(reports)
-	}
-	t := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
+func table(w io.Writer, reports []*bench.Report) {
 	for _, r := range reports {
 		for _, m := range r.Metrics {
-			fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t\n", r.Scenario, m.Name, m.Value, m.Unit)
+			fmt.Fprintf(w, "%s\t%s\t%.2f\t%s\t\n", r.Scenario, m.Name, m.Value, m.Unit)
 		}
 	}
-	return t.Flush()
 }
 
-func compareCommand() *cobra.Command {
+// compared is a figure of two runs; one of them may not have it.
+type compared struct {
+	Scenario string   `json:"scenario"`
+	Metric   string   `json:"metric"`
+	Unit     string   `json:"unit"`
+	Old      *float64 `json:"old,omitempty"`
+	New      *float64 `json:"new,omitempty"`
+	Ratio    *float64 `json:"ratio,omitempty"` // of the new one to the old one, if that is not 0
+}
+
+func (c *command) compare() *cobra.Command {
 	return &cobra.Command{
-		Use: "compare OLD.json NEW.json", Short: "Compare two runs", Args: only(cobra.ExactArgs(2)),
+		Use: "compare OLD.json NEW.json", Short: "Compare two runs, which run -o json printed", Args: only(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, files []string) error {
-			var runs [2]map[string]float64
-			var order []string
-			for i, file := range files {
-				reports, err := read(file)
-				if err != nil {
-					return usageError{err}
-				}
-				runs[i] = map[string]float64{}
-				for _, r := range reports {
-					for _, m := range r.Metrics {
-						key := fmt.Sprintf("%s\t%s\t%s", r.Scenario, m.Name, m.Unit)
-						if _, seen := runs[0][key]; !seen || i == 0 {
-							order = append(order, key)
-						}
-						runs[i][key] = m.Value
-					}
-				}
+			old, err := read(files[0])
+			if err != nil {
+				return usageError{err}
 			}
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "SCENARIO\tMETRIC\tUNIT\tOLD\tNEW\tRATIO")
-			for _, key := range order {
-				old, now := runs[0][key], runs[1][key]
-				fmt.Fprintf(t, "%s\t%.2f\t%.2f\t%.2f\n", key, old, now, now/old)
+			now, err := read(files[1])
+			if err != nil {
+				return usageError{err}
 			}
-			return t.Flush()
+			all := compare(old, now)
+			return c.print(cmd, 0, all, func(w io.Writer) {
+				fmt.Fprintln(w, "SCENARIO\tMETRIC\tUNIT\tOLD\tNEW\tRATIO")
+				for _, f := range all {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Scenario, f.Metric, f.Unit, figure(f.Old), figure(f.New), figure(f.Ratio))
+				}
+			})
 		},
 	}
+}
+
+// compare puts the figures of two runs side by side, in the order of the old one.
+func compare(old, now []bench.Report) []*compared {
+	all, place := []*compared{}, map[[3]string]*compared{}
+	each := func(reports []bench.Report, found func(*compared, float64)) {
+		for _, r := range reports {
+			for _, m := range r.Metrics {
+				k := [3]string{r.Scenario, m.Name, m.Unit}
+				if place[k] == nil {
+					place[k] = &compared{Scenario: r.Scenario, Metric: m.Name, Unit: m.Unit}
+					all = append(all, place[k])
+				}
+				found(place[k], m.Value)
+			}
+		}
+	}
+	each(old, func(c *compared, v float64) { c.Old = &v })
+	each(now, func(c *compared, v float64) {
+		c.New = &v
+		if c.Old != nil && *c.Old != 0 {
+			ratio := v / *c.Old
+			c.Ratio = &ratio
+		}
+	})
+	return all
+}
+
+func figure(v *float64) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", *v)
 }
 
 func read(file string) (reports []bench.Report, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: name a file that shuntbench run -o json has written", err)
 	}
 	if err := json.Unmarshal(text, &reports); err != nil {
-		return nil, fmt.Errorf("%s: not the output of shuntbench run -o json: %w", file, err)
+		return nil, fmt.Errorf("%s is not what shuntbench run -o json writes (%w): measure again", file, err)
 	}
 	return reports, nil
 }
