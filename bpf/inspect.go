@@ -26,7 +26,7 @@ type Attachment struct {
 	// Owner is the living process that has the interface; 0 when there is none.
 	Owner int `json:"owner,omitempty"`
 	// OwnerName is its command name.
-	OwnerName string `json:"owner_name,omitempty"`
+	OwnerName string `json:"owner-name,omitempty"`
 	// Maps are those the program uses.
 	Maps []MapInfo `json:"maps"`
 	// Counters count frames by verdict, for our programs only.
@@ -55,7 +55,7 @@ type MapInfo struct {
 	// counted, for them it is nil.
 	Entries *int `json:"entries,omitempty"`
 	// MaxEntries is how many there can be.
-	MaxEntries uint32 `json:"max_entries"`
+	MaxEntries uint32 `json:"max-entries"`
 }
 
 // Inspect returns the XDP programs of the named interfaces, or of all in the

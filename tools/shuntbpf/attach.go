@@ -28,7 +28,7 @@ type attach struct {
 type attached struct {
 	Interface     string   `json:"interface"`
 	Mode          bpf.Mode `json:"mode"`
-	NativeRefused string   `json:"native_refused,omitempty"`
+	NativeRefused string   `json:"native-refused,omitempty"`
 	Pin           string   `json:"pin"`
 }
 
@@ -43,7 +43,7 @@ func newAttach(o *options) *cobra.Command {
 		Example: "  shuntbpf attach eth1\n" +
 			"  shuntbpf attach eth1 --vtep 192.0.2.1 --vni 100\n" +
 			"  shuntbpf attach eth1 --object filter.o --program drop_all --mode generic",
-		Args: wantArgs("INTERFACE"),
+		Args: wantArgs("INTERFACE"), ValidArgsFunction: interfaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.iface = args[0]
 			result, err := a.run(cmd)
@@ -57,6 +57,7 @@ func newAttach(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&a.pinned, "pinned", "", "take the program from a pin, or from a directory made by load --pin or pin")
 	f.StringVar(&a.mode, "mode", "auto", "auto, native (in the driver), or generic (after it); auto is native or else generic")
+	complete(cmd, "mode", "auto", "native", "generic")
 	f.BoolVar(&a.replace, "replace", false, "take off a program that is there already and does not belong to a living process")
 	f.Uint16Var(&a.port, "port", bpf.DefaultPort, "UDP port of VXLAN, for the built-in program")
 	f.StringSliceVar(&a.vteps, "vtep", nil, "address of a local tunnel endpoint, for the built-in program; repeatable")

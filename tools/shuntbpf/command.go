@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/shuntio/shunt/bpf"
+	"github.com/shuntio/shunt/tools/control"
 )
 
 // options are the flags of every command.
@@ -24,6 +27,7 @@ func newCommand() *cobra.Command {
 		Use:           "shuntbpf",
 		Short:         "Load, attach and look at XDP programs",
 		Long:          "Shuntbpf loads, attaches and looks at XDP programs: shunt's own, which is built in,\nand those of any object file. It works in the network namespace it is run in.",
+		Version:       control.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
@@ -35,11 +39,37 @@ func newCommand() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.SetVersionTemplate("shuntbpf {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "form of the output: table, json")
 	cmd.PersistentFlags().StringVar(&o.pinPath, "pin-path", bpf.DefaultPinPath, "directory on a BPF file system for the pins of attached programs")
+	complete(cmd, "output", "table", "json")
 	cmd.AddCommand(newLoad(o), newAttach(o), newDetach(o), newStatus(o), newPin(o))
 	return cmd
+}
+
+// complete has the shell offer a flag's values.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is made beside the call
+	}
+}
+
+// interfaces has the shell offer those there are, at most so many. What comes behind them are files.
+func interfaces(most int) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) >= most {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		var names []string
+		all, _ := net.Interfaces()
+		for _, i := range all {
+			if !slices.Contains(args, i.Name) {
+				names = append(names, i.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

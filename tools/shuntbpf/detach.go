@@ -15,7 +15,7 @@ func newDetach(o *options) *cobra.Command {
 		Short: "Take the program off an interface",
 		Long: "Detach takes off what attach put there, or what a killed shuntd left behind, and\n" +
 			"removes its pin. What belongs to a living process, or came from elsewhere, needs --force.",
-		Args: wantArgs("INTERFACE"),
+		Args: wantArgs("INTERFACE"), ValidArgsFunction: interfaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := bpf.Detach(bpf.DetachOptions{Interface: args[0], Force: force, PinPath: o.pinPath}); err != nil {
 				return err

@@ -16,7 +16,7 @@ type loaded struct {
 	Tag          string `json:"tag"`
 	Instructions int    `json:"instructions"`
 	Verified     uint32 `json:"verified"`
-	Jited        uint32 `json:"jited_bytes"`
+	Jited        uint32 `json:"jited-bytes"`
 	Maps         int    `json:"maps"`
 	Pin          string `json:"pin,omitempty"`
 }

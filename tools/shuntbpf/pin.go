@@ -17,7 +17,7 @@ func newPin(o *options) *cobra.Command {
 			"they were detached. The pins are removed with rm -r.",
 		Example: "  shuntbpf pin eth1 /sys/fs/bpf/eth1\n" +
 			"  shuntbpf attach eth2 --pinned /sys/fs/bpf/eth1",
-		Args: wantArgs("INTERFACE", "DIRECTORY"),
+		Args: wantArgs("INTERFACE", "DIRECTORY"), ValidArgsFunction: interfaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := bpf.PinAttached(args[0], args[1]); err != nil {
 				return err

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ func newStatus(o *options) *cobra.Command {
 		Short: "Show which interface runs what program, with its maps and counters",
 		Long: "Status shows the XDP programs of the named interfaces, or of all: ours and others. For\n" +
 			"ours it shows what became of the frames, by verdict. It disturbs nobody.",
+		ValidArgsFunction: interfaces(math.MaxInt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := bpf.Inspect(o.pinPath, args...)
 			if err != nil {
