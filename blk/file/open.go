@@ -8,13 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFile opens what is a disk, and nothing whose opening could wait for somebody.
+// ErrBusy says that the kernel has a block device in use, or that another program has claimed it.
+var ErrBusy = errors.New("the device is in use: unmount it, or end what has it or a part of it (lsblk and fuser show that)")
+
+// openFile opens what is a disk, and nothing whose opening could wait for somebody. A block device to be written to is claimed (O_EXCL): a file system that is mounted
+// from it, a device mapped onto it or a daemon that has it under another name would write there, too, and flock knows of none of them.
 func openFile(path string, o *Options) (int, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return -1, explain(err)
 	}
-	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFBLK {
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFREG && kind != unix.S_IFBLK {
 		return -1, ErrKind
 	}
 	flags := unix.O_RDWR | unix.O_CLOEXEC
@@ -24,10 +29,18 @@ func openFile(path string, o *Options) (int, error) {
 	if o.Direct {
 		flags |= unix.O_DIRECT
 	}
+	if kind == unix.S_IFBLK && !o.ReadOnly {
+		flags |= unix.O_EXCL
+	}
 	fd, err := unix.Open(path, flags, 0)
+	for end := time.Now().Add(o.Patience); errors.Is(err, unix.EBUSY) && time.Now().Before(end); fd, err = unix.Open(path, flags, 0) {
+		time.Sleep(lockPause)
+	}
 	switch {
 	case err == nil:
 		return fd, nil
+	case errors.Is(err, unix.EBUSY):
+		return -1, ErrBusy
 	case o.Direct && errors.Is(err, unix.EINVAL):
 		return -1, ErrDirect
 	case !o.ReadOnly && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)):
@@ -48,6 +61,9 @@ func explain(err error) error {
 	return err
 }
 
+// lockPause is how long one waits before one looks again whether whoever has the file has let go of it.
+const lockPause = 10 * time.Millisecond
+
 // lock takes the lock on the open file description: alone to write, together with others to read. It waits, since a daemon that was killed keeps the lock
 // until its last write has ended.
 func lock(fd int, shared bool, patience time.Duration) error {
@@ -55,8 +71,7 @@ func lock(fd int, shared bool, patience time.Duration) error {
 	if shared {
 		how = unix.LOCK_SH
 	}
-	const pause = 10 * time.Millisecond
-	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+	for end := time.Now().Add(patience); ; time.Sleep(lockPause) {
 		err := unix.Flock(fd, how|unix.LOCK_NB)
 		switch {
 		case err == nil:

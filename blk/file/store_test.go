@@ -275,6 +275,57 @@ func TestDevice(t *testing.T) {
 	}
 }
 
+// TestDeviceInUse: what writes to a device beside a guest ruins it, a lock or not.
+func TestDeviceInUse(t *testing.T) {
+	need.Root(t)
+	path, _ := makeFile(t, t.TempDir(), 8<<20)
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", path).CombinedOutput(); err != nil {
+		need.Missing(t, "no mkfs.ext4: %s", out)
+	}
+	out, err := exec.Command("losetup", "--show", "-f", path).CombinedOutput()
+	if err != nil {
+		need.Missing(t, "no loop device: %s", out)
+	}
+	device, dir := strings.TrimSpace(string(out)), t.TempDir()
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", device).Run() })
+	node, mounted := filepath.Join(dir, "node"), filepath.Join(dir, "mounted")
+	var st unix.Stat_t
+	if err := errors.Join(unix.Stat(device, &st), unix.Mknod(node, unix.S_IFBLK|0o600, int(st.Rdev)), os.Mkdir(mounted, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := unix.Mount(device, mounted, "ext4", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mounted, unix.MNT_DETACH) })
+	refuses := func(name, path string) {
+		t.Helper()
+		if _, err := Open(path, Options{Patience: -1}); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	refuses("a device that is mounted", device)
+	if s, err := Open(device, Options{ReadOnly: true, Patience: -1}); err != nil {
+		t.Errorf("to read from it: %v", err)
+	} else {
+		_ = s.Close()
+	}
+	if err := unix.Unmount(mounted, 0); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, device, Options{Patience: -1})
+	refuses("a device that a volume has under another name", node)
+	if err := unix.Mount(device, mounted, "ext4", 0, ""); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("mount of a volume's device: %v", err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = s.Close() })
+	if s, err := Open(node, Options{}); err != nil {
+		t.Errorf("as soon as it is free: %v", err)
+	} else {
+		_ = s.Close()
+	}
+}
+
 // discarded is how many sectors a block device was told to discard (Documentation/block/stat.rst).
 func discarded(tb testing.TB, device string) (sectors uint64) {
 	tb.Helper()

@@ -81,7 +81,8 @@ var errSource = errors.New("bad source")
 // lasts tells whether the reason why a store could not be opened is one that the operator has to remove, as that a file is not there. A server that
 // cannot be reached, or has not what it should have, may have it tomorrow; whoever holds a file's lock may let go of it.
 func lasts(source string, err error) bool {
-	return errors.Is(err, errSource) || errors.Is(err, nbd.ErrURI) || config.Scheme(source) == config.SchemeFile && !errors.Is(err, file.ErrLocked) && !errors.Is(err, file.ErrNoAnswer)
+	return errors.Is(err, errSource) || errors.Is(err, nbd.ErrURI) ||
+		config.Scheme(source) == config.SchemeFile && !errors.Is(err, file.ErrLocked) && !errors.Is(err, file.ErrBusy) && !errors.Is(err, file.ErrNoAnswer)
 }
 
 // VolumeExports implements control.Engine.
