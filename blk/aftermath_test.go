@@ -3,7 +3,9 @@ package blk_test
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,12 +26,18 @@ type tenancy struct {
 	path    string
 	disk    *driver.Disk
 	sync    *driver.Sync
+	keeps   bool // the front-end keeps an in-flight area
 }
 
 func tenant(tb testing.TB, host blk.Host, source string, quiesce time.Duration) *tenancy {
 	tb.Helper()
+	return tenantOf(tb, host, blk.VolumeOptions{Source: source}, quiesce)
+}
+
+func tenantOf(tb testing.TB, host blk.Host, o blk.VolumeOptions, quiesce time.Duration) *tenancy {
+	tb.Helper()
 	n := &tenancy{TB: tb, path: filepath.Join(tb.TempDir(), "s")}
-	n.volume, n.store = openVolume(tb, blktest.Options{Size: 1 << 20, Quiesce: quiesce}, blk.VolumeOptions{Source: source})
+	n.volume, n.store = openVolume(tb, blktest.Options{Size: 1 << 20, Quiesce: quiesce}, o)
 	var err error
 	n.device, err = blk.NewDevice(blk.DeviceOptions{Volume: n.volume, Queues: []blk.Host{host}})
 	check(tb, err)
@@ -45,7 +53,7 @@ func (n *tenancy) come() {
 	ctx, cancel := context.WithTimeout(n.Context(), 20*time.Second)
 	defer cancel()
 	var err error
-	n.disk, err = driver.Dial(ctx, n.path, driver.Options{Memory: 1 << 20})
+	n.disk, err = driver.Dial(ctx, n.path, driver.Options{Memory: 1 << 20, Inflight: n.keeps})
 	check(n, err)
 	n.Cleanup(func() { n.disk.Close() })
 	n.sync, err = n.disk.NewSync(0, 4096)
@@ -176,4 +184,73 @@ func TestUnendedEnds(t *testing.T) {
 	n = tenant(t, host, source, quiesce)
 	n.waits("the one after it", false)
 	n.end()
+}
+
+// TestUnendedTold: the next process is told of what this one leaves, where no in-flight area does: of a disk that is closed with writes that may not have ended, and of one in use when it is killed.
+func TestUnendedTold(t *testing.T) {
+	host := blktest.Run(t, 1)[0]
+	for name, c := range map[string]struct {
+		keeps, waits bool
+		before       func(*tenancy)
+	}{
+		"a write":                     {before: func(n *tenancy) { n.leave(driver.Out); n.end() }, waits: true},
+		"a write, in an area":         {before: func(n *tenancy) { n.leave(driver.Out); n.end() }, waits: true, keeps: true}, // which goes with its guest
+		"a read":                      {before: func(n *tenancy) { n.leave(driver.In); n.end() }},
+		"killed":                      {before: (*tenancy).come, waits: true},
+		"killed, and an area is kept": {before: (*tenancy).come, keeps: true},
+	} {
+		o := blk.VolumeOptions{Source: t.TempDir(), Unended: filepath.Join(t.TempDir(), "disks")}
+		n := tenantOf(t, host, o, time.Hour)
+		n.keeps = c.keeps
+		n.waits(name+", before", false)
+		c.before(n)
+		blk.ForgetUnended()
+		elsewhere := o
+		elsewhere.Unended = t.TempDir()
+		next := tenantOf(t, host, elsewhere, time.Hour)
+		next.waits(name+", told nothing", false)
+		next.end()
+		next = tenantOf(t, host, o, time.Hour)
+		next.waits(name+", next process", c.waits)
+		next.end()
+		blk.ForgetUnended()
+		next = tenantOf(t, host, o, time.Hour)
+		next.waits(name+", the one after it", c.waits) // the last one has not waited to the end
+		next.end()
+	}
+}
+
+// TestUnendedToldOnce: whoever has waited tells nobody.
+func TestUnendedToldOnce(t *testing.T) {
+	const quiesce = 400 * time.Millisecond
+	host := blktest.Run(t, 1)[0]
+	o := blk.VolumeOptions{Source: t.TempDir(), Unended: filepath.Join(t.TempDir(), "disks")}
+	n := tenantOf(t, host, o, quiesce)
+	n.leave(driver.Out)
+	n.end()
+	blk.ForgetUnended()
+	n = tenantOf(t, host, o, quiesce)
+	n.waits("the next process", true)
+	n.come()
+	_, err := n.sync.WriteAt(make([]byte, 512), 0)
+	check(t, err)
+	n.end()
+	left, err := os.ReadDir(o.Unended)
+	if err != nil || len(left) != 0 {
+		t.Errorf("%d files are left, %v", len(left), err)
+	}
+}
+
+// TestUnendedUntold: that the next process cannot be told is said.
+func TestUnendedUntold(t *testing.T) {
+	host := blktest.Run(t, 1)[0]
+	o := blk.VolumeOptions{Source: t.TempDir(), Unended: "/proc/disks"}
+	n := tenantOf(t, host, o, time.Hour)
+	n.waits("nobody has told of it", false)
+	n.leave(driver.Out)
+	check(t, n.backend.Close())
+	check(t, n.device.Close())
+	if err := n.volume.Close(); err == nil || !strings.Contains(err.Error(), "cannot be told") {
+		t.Errorf("it is closed: %v", err)
+	}
 }

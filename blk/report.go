@@ -104,6 +104,7 @@ const (
 	noteRefused
 	noteFence
 	noteUnended
+	noteUntold
 	noteLacks
 )
 
@@ -151,6 +152,8 @@ func (n *notes) write(x note) {
 			"for", time.Duration(x.n).Round(time.Millisecond))
 	case noteUnended:
 		n.log.Info("writes of a volume that was here before may not have ended: writes wait until that is over", "for", time.Duration(x.n).Round(time.Millisecond))
+	case noteUntold:
+		n.log.Warn("if this process is killed the next one does not wait for what it had under way", "why", fmt.Sprint(x.err))
 	case noteRefused:
 		n.log.Error("the store has changed into what cannot be used; the volume stays as it was", "why", fmt.Sprint(x.err))
 	}

@@ -22,6 +22,9 @@ func (d *Device) StartVring(c vhostuser.VringConfig) error {
 	if r == nil || len(r.slots) != int(c.Size) {
 		r = newRun(q, int(c.Size)) // here, so that the worker need not wait for the allocator
 	}
+	if d.area == nil && d.volume != nil {
+		d.volume.unkept()
+	}
 	err = errGone
 	q.on(func() { err = q.start(r, c) })
 	if err != nil {

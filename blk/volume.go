@@ -59,6 +59,9 @@ type VolumeOptions struct {
 	// Source says where the store is: in a process that has closed a volume there with writes that may not have ended, the next one waits for them. Empty: the disk is known
 	// by Info.Identity, if by anything.
 	Source string
+	// Unended is a directory, made if need be, in which the next process finds which disks may have writes under way that nobody else tells it of. It must outlive processes, and need not
+	// outlive the host. Empty: the next process is not told.
+	Unended string
 	// Open opens the store, which tells the watcher when it changes.
 	Open func(Watcher) (Store, error)
 	// Log hears what people should know. Nil: nobody does.
@@ -83,6 +86,7 @@ type Volume struct {
 
 	restarted atomic.Bool   // the store may have lost what was not flushed, since or before it was opened
 	doubt     atomic.Uint64 // when a write last came back that may not have ended, by dataplane.Clock; 0: all have
+	marked    atomic.Bool   // the next process is told of the disk, should this one be killed
 	fenced    atomic.Int64  // until then no write goes to the store, since those of others may not have ended; 0: it never had to wait
 
 	control sync.Mutex // held by who changes what follows
@@ -353,8 +357,7 @@ func (v *Volume) eachGate(fn func(*Gate)) {
 
 // Close ends the store, after all gates were closed.
 func (v *Volume) Close() error {
-	v.leave()
-	err := v.store.Close()
+	err := errors.Join(v.leave(), v.store.Close())
 	v.notes.close()
 	return err
 }

@@ -108,12 +108,12 @@ const lateServer = `export D="$1" I="$2"; exec nbdkit -f -U "$0" eval get_size='
 // TestVolumeWriteLate: a server has a write that it has not carried out when its connection breaks, and carries it out later. Within the quiesce time the write is
 // done again only after that, so what is written then stays; also where it was shuntd that was killed, and the next one does the write again. A server that
 // holds it for longer has the older data on its disk in the end: that is what NBD leaves open, and it shows that the test sees it. The same where it was the guest that left,
-// without an in-flight area, and another one comes, to the same volume or to one that was removed and added again.
+// without an in-flight area, and another one comes, to the same volume, to one that was removed and added again, or to that of the next daemon, after a stop.
 func TestVolumeWriteLate(t *testing.T) {
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[1]")
 	const quiesce, held = time.Second, 300 * time.Millisecond
-	volumes := []string{"within", "beyond", "killed", "left", "removed"}
+	volumes := []string{"within", "beyond", "killed", "left", "removed", "stopped"}
 	relays := map[string]*peer.Relay{}
 	for _, name := range volumes {
 		s.blank(t, name, 1<<20)
@@ -149,8 +149,13 @@ func TestVolumeWriteLate(t *testing.T) {
 	for _, name := range volumes[3:] {
 		l := &lateWrite{disk: s.dial(t, name, driver.Options{}), dir: s.image(name + ".d"), image: s.image(name), held: held}
 		got := l.leave(t, ctx, func() *driver.Disk {
-			if name == "removed" {
+			switch name {
+			case "removed":
 				addAgain(t, ctx, d, name)
+			case "stopped":
+				must(t, d.Stop(ctx))
+				must(t, d.Start(ctx))
+				holdsBack(t, ctx, d, name)
 			}
 			return s.dial(t, name, driver.Options{})
 		})
@@ -170,11 +175,17 @@ func addAgain(t *testing.T, ctx context.Context, d *daemon.Daemon, name string) 
 	must(t, err)
 	_, err = d.API().PutVolume(ctx, v.Config)
 	must(t, err)
-	v, err = d.API().Volume(ctx, name)
-	must(t, err)
-	if v.Status == nil || len(v.Status.Waits) != 1 || !v.Status.Waits[0].Until.After(time.Now()) {
-		t.Errorf("%s: added again, it is %+v", name, v.Status)
-	}
+	holdsBack(t, ctx, d, name)
+}
+
+// holdsBack wants a volume to say that its writes wait.
+func holdsBack(t *testing.T, ctx context.Context, d *daemon.Daemon, name string) {
+	t.Helper()
+	eventually(t, ctx, name+" does not say that writes wait", func() bool {
+		v, err := d.API().Volume(ctx, name)
+		must(t, err)
+		return v.Status != nil && len(v.Status.Waits) == 1 && v.Status.Waits[0].Until.After(time.Now())
+	})
 }
 
 // lateWrite writes A, loses the connection while the server holds it, waits until it is acknowledged, and writes B.

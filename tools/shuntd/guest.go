@@ -76,19 +76,27 @@ func stateFile(socket string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	dir, err := statePath()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	name := url.PathEscape(socket)
+	if len(name) > unix.NAME_MAX { // of letters that are three escapes each
+		name = fmt.Sprintf("%x", sha256.Sum256([]byte(socket)))
+	}
+	return filepath.Join(dir, name), nil
+}
+
+// statePath is the first of statePaths that can be.
+func statePath() (string, error) {
 	for _, dir := range statePaths {
 		var on unix.Statfs_t
-		if err := unix.Statfs(filepath.Dir(filepath.Dir(dir)), &on); err != nil || on.Type != unix.TMPFS_MAGIC {
-			continue
+		if err := unix.Statfs(filepath.Dir(filepath.Dir(dir)), &on); err == nil && on.Type == unix.TMPFS_MAGIC {
+			return dir, nil
 		}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return "", err
-		}
-		name := url.PathEscape(socket)
-		if len(name) > unix.NAME_MAX { // of letters that are three escapes each
-			name = fmt.Sprintf("%x", sha256.Sum256([]byte(socket)))
-		}
-		return filepath.Join(dir, name), nil
 	}
 	return "", fmt.Errorf("neither %s is on a file system in memory: mount a tmpfs on /run", strings.Join(statePaths, " nor "))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,7 +158,7 @@ func (v *volume) try(ctx context.Context) (err error) {
 	v.mu.Unlock()
 	s := &served{}
 	s.volume, err = blk.OpenVolume(blk.VolumeOptions{
-		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Restarted: v.away, Source: c.Source, Log: v.engine.log,
+		Name: c.Name, Serial: c.Serial, ReadOnly: c.ReadOnly, Policy: policy, Restarted: v.away, Source: c.Source, Unended: unendedPath(), Log: v.engine.log,
 		Open: func(w blk.Watcher) (blk.Store, error) {
 			return v.engine.stores(ctx, storeOptions{VolumeSource: c.From(), quiesce: time.Duration(c.Quiesce), lanes: len(distinct(v.places)), watcher: w})
 		},
@@ -185,6 +186,15 @@ func (v *volume) try(ctx context.Context) (err error) {
 	i := s.volume.Info()
 	v.log.Info("volume in service", "source", c.Source, "socket", c.Socket, "bytes", i.Size, "readonly", i.ReadOnly, "workers", indices(v.places))
 	return nil
+}
+
+// unendedPath is where the next daemon finds which disks may have writes under way, beside the states of rings. Where there is no such place it finds none: what then remains, operations.md says.
+func unendedPath() string {
+	dir, err := statePath()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(dir), "disks")
 }
 
 // serve makes the device, has the workers poll its queues, and lets the guest in.
