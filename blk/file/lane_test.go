@@ -164,6 +164,7 @@ func TestFallBack(t *testing.T) {
 		from, next stage
 		ok         bool
 	}{
+		{blk.OpDiscard, discarding, freeing, true}, {blk.OpDiscard, freeing, punching, true},
 		{blk.OpDiscard, discarding, punching, true}, {blk.OpDiscard, punching, punching, false},
 		{blk.OpWriteZeroes, punching, ranging, true}, {blk.OpWriteZeroes, ranging, writingZeroes, true},
 		{blk.OpWriteZeroes, punching, writingZeroes, true}, {blk.OpWrite, transferring, transferring, false},
