@@ -55,6 +55,9 @@ func (v *Volume) Check(ctx context.Context) (Report, error) {
 		return Report{State: v.store.State()}, err
 	}
 	r := Report{Info: v.Info(), State: v.store.State()}
+	if why := r.State.Why; why != nil {
+		r.Notes = append(r.Notes, "Something is wrong with it: "+why.Error()+".")
+	}
 	r.note(v.options.ReadOnly, v.Policy())
 	return r, nil
 }

@@ -42,6 +42,8 @@ var (
 	ErrKind = errors.New("it is neither a regular file nor a block device: name one of these")
 	// ErrDoubtful says that no flush succeeds any more.
 	ErrDoubtful = errors.New("what was written through the page cache could not be written to the disk, and may be lost: flushes fail until the volume is opened anew; look at the kernel's log")
+	// ErrRemoved says that no name leads to the file any more.
+	ErrRemoved = errors.New("the file was removed, though the guest goes on with it: what is in it is lost when the volume or the daemon ends; have the guest copy it to another volume before")
 	// ErrDirect says that the file system has no O_DIRECT.
 	ErrDirect = errors.New("its file system has no O_DIRECT: use the page cache (direct: false)")
 )
@@ -61,6 +63,7 @@ type Store struct {
 	resident *residency // nil: nobody asks
 
 	doubtful atomic.Bool // something could not be written back: by lanes, see lane.doubt
+	removed  atomic.Bool // ErrRemoved, when it was measured last
 
 	zeroes *uring.Memory // to write where nothing else makes zeroes
 
@@ -131,6 +134,11 @@ func (s *Store) measure() (blk.Info, error) {
 		return info, fmt.Errorf("%w: %d bytes are not a multiple of its blocks of %d: make it longer (truncate -s %%%d)", ErrSize, size, info.BlockSize, info.BlockSize)
 	}
 	info.Size = uint64(size)
+	var st unix.Stat_t
+	if err := unix.Fstat(s.fd, &st); err != nil {
+		return info, fmt.Errorf("ask whether it was removed: %w", err)
+	}
+	s.removed.Store(!s.shape.device && st.Nlink == 0)
 	return info, nil
 }
 
@@ -152,8 +160,11 @@ func (s *Store) Refresh(ctx context.Context) (blk.Info, error) {
 // State: a file is always up, but may not be worth much.
 func (s *Store) State() blk.State {
 	state := blk.State{Up: true, Since: s.since}
-	if s.doubtful.Load() {
+	switch {
+	case s.doubtful.Load():
 		state.Why = fmt.Errorf("file %s: %w", s.path, ErrDoubtful)
+	case s.removed.Load():
+		state.Why = fmt.Errorf("file %s: %w", s.path, ErrRemoved)
 	}
 	return state
 }

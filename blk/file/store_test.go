@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -166,6 +167,36 @@ func TestRefresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.io(blk.OpWrite, 1<<20-4096, memory(t, 4096)) // by the lane that was there before
+}
+
+// A file that was removed is one as long as somebody has it open. Whoever looks after the volume is told.
+func TestRemoved(t *testing.T) {
+	path, _ := makeFile(t, t.TempDir(), 1<<20)
+	v, err := blk.OpenVolume(blk.VolumeOptions{Open: func(blk.Watcher) (blk.Store, error) { return Open(path, Options{}) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	told := func() bool {
+		r, err := v.Check(context.Background())
+		if err != nil || !r.State.Up {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		noted := slices.ContainsFunc(r.Notes, func(note string) bool { return strings.Contains(note, ErrRemoved.Error()) })
+		if is := errors.Is(v.State().Why, ErrRemoved); is != noted {
+			t.Errorf("the state says so: %v, the check: %v", is, noted)
+		}
+		return noted
+	}
+	if told() {
+		t.Error("while it is there")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if !told() {
+		t.Error("nobody is told")
+	}
 }
 
 // The lock belongs to the open file description: it is there as long as anything uses that, and whoever wants it waits.
