@@ -8,6 +8,7 @@ import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/guestmem"
 	"github.com/shuntio/shunt/dataplane/vhostuser"
+	"github.com/shuntio/shunt/dataplane/virtq"
 )
 
 // Queue is one virtqueue of a disk: a dataplane.Source, polled by one worker.
@@ -93,8 +94,8 @@ func (q *Queue) Poll() (n int) {
 			break
 		}
 		if err == nil {
-			if n == 0 && chains > 1 {
-				r.ring.Hint(min(chains, quantum))
+			if n%virtq.HintEvery == 0 && chains > 1 {
+				r.ring.Hint(quantum - n)
 			}
 			err = r.take(limits, through)
 		}

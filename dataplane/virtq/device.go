@@ -50,6 +50,7 @@ type Device struct {
 
 	availNext uint16 // the next entry of a split ring's avail ring to take
 	availSeen uint16 // avail.idx when we looked last: the driver's cache line is touched once a batch
+	hinted    uint16 // the entry of a split ring's avail ring behind the last one that Hint has seen
 	usedNext  uint16 // the next element to complete
 	usedShown uint16 // the first one that is not published
 	last      uint16 // the chain taken last, where chains is kept
@@ -135,16 +136,27 @@ func (q *Device) Available() (int, error) {
 	return int(q.availSeen - q.availNext), nil
 }
 
-// Hint begins to bring the first buffers of the next n chains into the cache. What it reads it reads ahead of time, so nothing is
-// judged by it; Next reads again. On a worker that moves 64-byte frames between guests it saves 7 % of the time; where no cache has the
-// buffers, more than half, in either format.
+// HintEvery is how many chains are taken between two calls of Hint, and near how far ahead of their turn that looks. Much more at once, and a CPU comes
+// to wait for the first while it asks for the last: it has a dozen or two cache lines on their way at a time.
+const (
+	HintEvery = 4
+	near      = 8
+)
+
+// Hint begins to bring the first buffers of chains that are next into the cache, if as many as n are to be taken. It is called before the first of them
+// and then every HintEvery chains. What it reads it reads ahead of time, so nothing is judged by it; Next reads again. Where no cache has the buffers, and
+// another CPU does, it saves more than half of the time.
 func (q *Device) Hint(n int) {
 	if q.packed {
 		q.hintPacked(n)
 		return
 	}
-	for i := range uint16(n) {
-		head := q.avail[(q.availNext+i)&q.mask]
+	if int16(q.hinted-q.availNext) < 0 {
+		q.hinted = q.availNext
+	}
+	end := q.availNext + uint16(min(n, near, int(q.availSeen-q.availNext)))
+	for ; int16(end-q.hinted) > 0; q.hinted++ {
+		head := q.avail[q.hinted&q.mask]
 		if int(head) >= len(q.desc) {
 			return
 		}

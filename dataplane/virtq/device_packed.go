@@ -86,18 +86,18 @@ func (q *Device) availablePacked() (int, error) {
 	return p.known, nil
 }
 
-// hintPacked is Hint, for as many descriptors as it was to be for chains, of those that Available has read.
+// hintPacked is Hint, for as many descriptors as it is to be for chains, of those that Available has read.
 func (q *Device) hintPacked(n int) {
 	p := &q.ring
-	end := p.next + min(n, p.known, look-p.next)
-	for i := p.next; i < end; i++ {
+	end := p.next + min(n, near, p.read-p.next)
+	for i := max(p.next, p.hinted); i < end; i++ {
 		d := &p.ahead[i]
 		view := q.memory.View(d.addr, d.len)
 		if p.views[i] = view; view != nil {
 			prefetch(view, d.flags)
 		}
 	}
-	p.hinted = end
+	p.hinted = max(p.hinted, end)
 }
 
 func (q *Device) nextPacked(c *Chain) error {

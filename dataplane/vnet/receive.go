@@ -3,6 +3,7 @@ package vnet
 import (
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/virtq"
 )
 
 // Receive takes frames from the guest's transmitq:
@@ -24,7 +25,6 @@ func (p *Pair) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 		return n
 	}
 	chains = min(chains, len(into)-n, pool.Len())
-	q.ring.Hint(chains)
 	bytes, taken := 0, 0
 	for ; taken < chains; taken++ {
 		p.taking = taken + 1
@@ -32,6 +32,9 @@ func (p *Pair) Receive(into []*frame.Frame, pool *frame.Pool) (n int) {
 		if f == nil {
 			f = pool.Get()
 			into[n] = f
+		}
+		if taken%virtq.HintEvery == 0 {
+			q.ring.Hint(chains - taken)
 		}
 		if err := q.ring.Next(q.chain); err != nil {
 			p.taking = 0

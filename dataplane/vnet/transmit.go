@@ -7,6 +7,7 @@ import (
 
 	"github.com/shuntio/shunt/dataplane"
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/virtq"
 	"github.com/shuntio/shunt/dataplane/wire"
 )
 
@@ -28,13 +29,10 @@ func (p *Pair) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 	if p.coalesce && p.offers.takes&(dataplane.OffloadTSO4|dataplane.OffloadTSO6) != 0 {
 		frames = p.merge(frames, pool)
 	}
-	chains, err := q.ring.Available()
-	if err == nil {
-		q.ring.Hint(min(chains, len(frames)))
-	}
 	bytes, scarce := 0, math.MaxInt
 	for i, f := range frames {
-		if chains, err = q.ring.Available(); err != nil {
+		chains, err := q.ring.Available()
+		if err != nil {
 			p.fail(err)
 			p.lose(frames, DropGuestNotReady) // with those not published yet
 			p.absorbed = 0
@@ -43,6 +41,9 @@ func (p *Pair) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 		if chains == 0 {
 			packets -= p.lose(frames[i:], DropGuestRingFull)
 			break
+		}
+		if i%virtq.HintEvery == 0 {
+			q.ring.Hint(len(frames) - i)
 		}
 		total := p.offers.header + f.Len()
 		if total >= scarce { // where less found no room there is none for this
