@@ -253,7 +253,9 @@ func (l *lane) giveVectors() {
 // bury ends our side of the connection of a lane that is quiet, and gives the socket away (-1: there is none). A controller that broke the protocol is told so, if what
 // we sent last was a whole PDU.
 func (l *lane) bury() (fd int) {
+	l.store.mu.Lock() // against drop
 	fd, l.fd = l.fd, -1
+	l.store.mu.Unlock()
 	if fd < 0 {
 		return -1
 	}

@@ -211,6 +211,9 @@ func (s *Store) down(why error) (left sockets) {
 		}
 		l.using = nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left, s.dropped = append(left, s.dropped...), nil
 	return left
 }
 

@@ -53,3 +53,38 @@ func TestOvertaking(t *testing.T) {
 		}
 	})
 }
+
+// The same, and that queue is closed before the manager has come to it: its write is waited for all the same, and its socket goes.
+func TestOvertakingClosed(t *testing.T) {
+	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
+	o := options(target)
+	o.KATO = time.Minute
+	s := connect(t, o)
+	one, other := newWorkbench(t).open(t, s), newWorkbench(t).open(t, s)
+	one.awaitUp()
+	other.awaitUp()
+	old := one.job(blk.OpWrite, 0, 4096, 0)
+	target.Hold(only(0x01))
+	one.submit(old)
+	one.await("the write is held", func() bool { return target.Held() == 1 })
+	target.Hold(nil)
+
+	s.mu.Lock()
+	withdrawn(t, one, old)
+	l, closed := one.lane.(*lane), make(chan struct{})
+	go func() {
+		defer close(closed)
+		one.close()
+	}()
+	time.Sleep(10 * time.Millisecond) // so that it is before the manager's next steps, most of the time
+	s.mu.Unlock()
+	<-closed
+	if l.fd >= 0 {
+		t.Error("its socket is left open")
+	}
+	time.AfterFunc(200*time.Millisecond, target.Release)
+	other.await("the other lane is up again", func() bool { return len(other.kept) == 2 })
+	if target.Held() != 0 {
+		t.Error("the other lane is up while an older write may still be executed")
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/blk"
+	"golang.org/x/sys/unix"
 )
 
 // Store is a namespace, through one association after another.
@@ -26,6 +27,7 @@ type Store struct {
 	current *association
 	info    blk.Info
 	state   blk.State
+	dropped sockets       // of lanes that were closed while they had commands that change the disk, until the association is fenced
 	unended error         // of writes that a former controller was not seen to end; nil: there are none
 	changed chan struct{} // closed, and made anew, when current or state changes
 }
@@ -145,13 +147,23 @@ func (s *Store) Open(h blk.Host, e blk.Events) (blk.Lane, error) {
 	return nil, fmt.Errorf("%s has %d IO queues for this host, and all are in use; use fewer workers for the volume", s.o.NQN, most)
 }
 
-// drop forgets a lane that was closed.
+// drop forgets a lane that is closed. One that is down, which the manager has not come to, leaves its socket.
 func (s *Store) drop(l *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lanes[l.qid-1] == l {
 		s.lanes[l.qid-1] = nil
 	}
+	if l.state != laneDown || l.fd < 0 {
+		return
+	}
+	if l.risky {
+		unix.Shutdown(l.fd, unix.SHUT_WR)
+		s.dropped = append(s.dropped, l.fd)
+	} else {
+		cut(l.fd)
+	}
+	l.fd = -1
 }
 
 // open are the lanes there are.
