@@ -39,6 +39,8 @@ type Device struct {
 	drain    time.Duration       // how long rings that are stopped wait for the store
 	waited   time.Duration       // they have, by rested; what was then is had back as time goes by
 	rested   time.Time
+	called   time.Time   // when requests were called back last
+	lull     *time.Timer // has rings go on that were about to stop; nil: there are none
 }
 
 var (
@@ -142,6 +144,7 @@ func (d *Device) Start() {
 
 // Close ends the device, to which no front-end is connected any more, and its gates. With ErrBusy a request that nobody can end is still under way; it may be called again.
 func (d *Device) Close() error {
+	d.relax()
 	if d.volume != nil {
 		d.volume.OnChange(nil)
 	}

@@ -19,11 +19,14 @@ import (
 //	StopVrings ─▶ letGo, forget    what has no answer is given back to the driver's side of the ring (inflight.go): the base is one behind which nothing is lost
 //	RemoveMemory ─▶ resume         what came back goes to the store again, or fails if it lay there
 //
-// Calls one after the other wait no longer together, but for leastTime each: what a device has waited it has back only after as long.
+// Calls one after the other wait no longer together: what a device has waited it has back only after as long. Most front-ends stop each ring by a call of its own. So the second ring in a row
+// that stops while the store does not answer has the requests of all called back (hurry), which is done then for those that follow: each has leastTime from there on. A ring that does
+// not stop after all goes on when no other has for lullTime.
 const (
 	drainTime    = 20 * time.Millisecond
 	withdrawTime = 55 * time.Millisecond
 	leastTime    = 5 * time.Millisecond
+	lullTime     = 100 * time.Millisecond
 )
 
 // StopVring implements vhostuser.Device.
@@ -45,7 +48,7 @@ func (d *Device) StopVrings(indices []int, bases []uint32) error {
 		}
 		queues[i] = q
 	}
-	d.withdraw(queues)
+	d.withdraw(queues, true)
 	together(queues, (*Queue).letGo)
 	together(queues, (*Queue).forget) // also of what has just turned out to be gone
 	for i, q := range queues {
@@ -56,18 +59,64 @@ func (d *Device) StopVrings(indices []int, bases []uint32) error {
 	return nil
 }
 
-// withdraw has queues take nothing more, and waits until nothing of them is at their gates, as long as that may take.
-func (d *Device) withdraw(queues []*Queue) {
+// withdraw has queues take nothing more, stopping or until they resume, and waits until nothing of them is at their gates, as long as that may take.
+func (d *Device) withdraw(queues []*Queue, stopping bool) {
 	settled := make([]chan struct{}, len(queues))
 	together(queues, func(q *Queue) { settled[slices.Index(queues, q)] = q.pause() })
 	began := time.Now()
 	spent := max(0, d.waited-began.Sub(d.rested))
 	if !wait(settled, began.Add(d.drain-spent)) {
-		together(queues, (*Queue).callBack)
-		wait(settled, began.Add(max(d.drain+withdrawTime-spent, leastTime)))
+		if stopping && spent > 0 && d.lull == nil {
+			d.hurry()
+		}
+		d.callBack(queues)
+		until := began.Add(d.drain + withdrawTime - spent)
+		if least := d.called.Add(leastTime); least.After(until) {
+			until = least
+		}
+		wait(settled, until)
 	}
 	d.rested = time.Now()
 	d.waited = spent + d.rested.Sub(began)
+	if d.lull != nil {
+		d.lull.Reset(lullTime)
+	}
+}
+
+// callBack asks for what queues have at their gates, unless that was done before.
+func (d *Device) callBack(queues []*Queue) {
+	fresh := false
+	together(queues, func(q *Queue) { fresh = q.callBack() || fresh })
+	if fresh {
+		d.called = time.Now()
+	}
+}
+
+// hurry has all rings be about to stop.
+func (d *Device) hurry() {
+	together(d.queues, func(q *Queue) { q.pause() })
+	d.callBack(d.queues)
+	d.lull = time.AfterFunc(lullTime, d.goOn)
+}
+
+// goOn ends it for those that have not stopped.
+func (d *Device) goOn() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lull != nil {
+		d.lull = nil
+		together(d.queues, (*Queue).resume)
+	}
+}
+
+// relax ends it for a device that is closed.
+func (d *Device) relax() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lull != nil {
+		d.lull.Stop()
+		d.lull = nil
+	}
 }
 
 // few is for how many queues a worker does something in one go, between two rounds in which it sees to its other guests.
@@ -124,12 +173,16 @@ func (q *Queue) pause() (settled chan struct{}) {
 	return r.settled
 }
 
-func (q *Queue) callBack() {
-	if r := q.run; r != nil {
-		r.calling = true
-		q.gate.Withdraw()
-		r.finish()
+// callBack tells whether anything was at the gate that had not been called back.
+func (q *Queue) callBack() (fresh bool) {
+	r := q.run
+	if r == nil || r.calling {
+		return false
 	}
+	r.calling, fresh = true, r.out > 0
+	q.gate.Withdraw()
+	r.finish()
+	return fresh
 }
 
 // letGo makes what is left the driver's again.
@@ -194,7 +247,7 @@ func (d *Device) RemoveMemory(region vhostuser.Region) error {
 			paused = append(paused, q)
 		}
 	}
-	d.withdraw(paused)
+	d.withdraw(paused, false)
 	err := d.memory.Remove(region)
 	together(paused, (*Queue).resume)
 	return err

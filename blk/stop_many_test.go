@@ -29,7 +29,7 @@ type many struct {
 
 func newMany(t *testing.T, queues int) many {
 	t.Helper()
-	m := many{bed: bare(t, modern, bedQueue)}
+	m := many{bed: bare(t, modern, 4)}
 	var all []*Queue
 	for range queues {
 		g := &recorder{ram: ram{disk: make([]byte, bedSize), hold: true, deaf: true}}
@@ -46,14 +46,15 @@ func newMany(t *testing.T, queues int) many {
 		m.dev.Disconnected()
 	})
 	for i := range all {
-		at := i * 0x5000 // each ring's tables
+		const avail, used, tables = 0x40, 0x60, 0x100 // of each ring
+		at := i * tables
 		var err error
 		m.driver, err = virtq.NewDriver(virtq.DriverOptions{
-			Layout: virtq.Layout{Desc: m.memory[at:], Avail: m.memory[at+0x2000:], Used: m.memory[at+0x4000:]}, Size: m.size,
+			Layout: virtq.Layout{Desc: m.memory[at:], Avail: m.memory[at+avail:], Used: m.memory[at+used:]}, Size: m.size,
 		})
 		m.must(err)
-		c := m.vring(nil)
-		c.Index, c.DescAddr, c.AvailAddr, c.UsedAddr = i, c.DescAddr+uint64(at), c.AvailAddr+uint64(at), c.UsedAddr+uint64(at)
+		c, place := m.vring(nil), bedUser+uint64(at)
+		c.Index, c.DescAddr, c.AvailAddr, c.UsedAddr = i, place, place+avail, place+used
 		m.must(m.dev.StartVring(c))
 		request := m.buffers(16, 512)
 		m.put(header(1, 0), request)
@@ -88,6 +89,10 @@ func (m many) together(what string) {
 	if apart := when[len(when)-1].Sub(when[0]); apart >= withdrawTime {
 		m.Errorf("%s: the last ring's requests are called back %v after the first one's", what, apart)
 	}
+	m.endAll()
+}
+
+func (m many) endAll() {
 	m.worker.Do(func() {
 		for _, g := range m.gates {
 			g.end(0, OK)
@@ -119,13 +124,55 @@ func TestStopsInTurn(t *testing.T) {
 	}
 	m.must(m.dev.RemoveMemory(m.regions()[1]))
 	spent := m.dev.waited
-	m.worker.Do(func() {
-		for _, g := range m.gates {
-			g.end(0, OK)
-		}
-	})
+	m.endAll()
 	t.Logf("waited %v", spent)
 	if most := drainTime + withdrawTime + 2*leastTime + 25*time.Millisecond; spent > most {
 		t.Errorf("three calls waited %v for the store, more than %v", spent, most)
 	}
+}
+
+// TestStopsOfMany: a front-end that stops each ring by a call of its own waits for a store that does not answer twice, and not for each ring: by then all requests have been called back.
+func TestStopsOfMany(t *testing.T) {
+	m := newMany(t, MaxQueues)
+	m.dev.drain = drainTime
+	began := time.Now()
+	stop := func(i int) {
+		_, err := m.dev.StopVring(i)
+		m.must(err)
+	}
+	stop(0)
+	stop(1)
+	for i, g := range m.gates {
+		if g.when.IsZero() {
+			t.Fatalf("two rings have stopped, and nobody has called the requests of ring %d back", i)
+		}
+	}
+	called := m.dev.called
+	for i := 2; i < MaxQueues; i++ {
+		m.dev.lull.Stop() // however long the machine lets us wait
+		stop(i)
+	}
+	t.Logf("%d rings stop in %v", MaxQueues, time.Since(began))
+	if m.dev.called != called {
+		t.Error("requests were called back again")
+	}
+	m.endAll()
+}
+
+// TestStopsOfSome: rings that were thought to stop with others go on when they do not.
+func TestStopsOfSome(t *testing.T) {
+	m := newMany(t, 3)
+	m.dev.drain = drainTime
+	for i := range 2 {
+		_, err := m.dev.StopVring(i)
+		m.must(err)
+	}
+	stays := m.gates[2]
+	if stays.when.IsZero() {
+		t.Fatal("the requests of a ring that may be about to stop are not called back")
+	}
+	m.worker.Do(func() { stays.end(0, Withdrawn) })
+	m.await("the request at the store again", func() bool { return len(stays.waiting) == 1 })
+	m.worker.Do(func() { stays.end(0, OK) })
+	m.await("its answer", func() bool { return m.driver.Pending() })
 }
