@@ -58,7 +58,7 @@ func newStoreRig(s blk.Store, cpu int, cells []BlockCell) (_ *storeRig, err erro
 		return nil, err
 	}
 	r.engine.worker.Do(func() { // before it runs
-		r.engine.worker.Watch(r.ring.FD(), unix.POLLIN, false)
+		r.engine.worker.Watch(r.ring.FD(), unix.POLLIN, true)
 		r.engine.worker.Add(r)
 		r.engine.worker.Add(r.ring)
 		r.lane, err = s.Open(blk.Host{Worker: r.engine.worker, Ring: r.ring}, r)

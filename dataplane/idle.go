@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
-	"golang.org/x/sys/unix"
 )
 
 // IdlePolicy says what a worker does when a round found nothing.
@@ -61,9 +60,9 @@ func (w *Worker) Owe(n int) { w.owed += n }
 
 // sleep is the one place where the sleep sequence is written:
 //
-//	say that we sleep; arm every source; FENCE; look again everywhere; ppoll; disarm
+//	say that we sleep; arm every source; FENCE; look again everywhere; wait; disarm
 //
-// A link that its limit holds back has nothing to be woken for but the time at which the limit lets frames pass. Its files are left out of the ppoll: what
+// A link that its limit holds back has nothing to be woken for but the time at which the limit lets frames pass. Its files are left out of it: what
 // waits in a socket would end each sleep at once.
 //
 // Everybody who brings work does the mirror image: publish the work; FENCE; look whether we sleep, and if so
@@ -85,7 +84,6 @@ func (w *Worker) sleep() {
 		return
 	}
 	timedOut := w.wait(limit)
-	w.unhold()
 	if timedOut && held == Forever && w.pending() && !w.announced() {
 		w.stats.Late.Add(1)
 	}
@@ -94,8 +92,7 @@ func (w *Worker) sleep() {
 
 // announced tells whether a watched file has something to say by now: what came while the thread was on its way out of its sleep is not late.
 func (w *Worker) announced() bool {
-	w.timeout = unix.Timespec{}
-	n, _ := unix.Ppoll(w.wake, &w.timeout, nil)
+	n, _ := w.poller.Wait(0)
 	return n > 0
 }
 
@@ -113,83 +110,123 @@ func (w *Worker) pending() bool {
 }
 
 func (w *Worker) awake() {
-	w.unhold()
 	w.mailbox.asleep.Store(false)
 	for _, s := range w.sources {
 		s.Disarm()
 	}
 }
 
-// wait sleeps until a watched file has something to say, or the limit is over; then it reports true.
+// wait sleeps until a watched file has something to say, or the limit is over; then it reports true. Which file it was nobody asks: we look everywhere.
 func (w *Worker) wait(limit time.Duration) (timedOut bool) {
-	var timeout *unix.Timespec
-	if limit != Forever {
-		w.timeout = unix.NsecToTimespec(int64(limit))
-		timeout = &w.timeout
+	if w.deaf > 0 {
+		limit = min(limit, deafInterval)
+	}
+	if limit == Forever {
+		limit = -1
 	}
 	w.stats.Sleeps.Add(1)
-	n, err := unix.Ppoll(w.wake, timeout, nil)
-	if err != nil { // EINTR: the runtime's preemption signal
+	n, err := w.poller.Wait(limit)
+	if n > 0 || err != nil { // EINTR: the runtime's preemption signal
 		return false
 	}
-	if n == 0 {
-		w.stats.Timeouts.Add(1)
-		return true
-	}
-	for i := range w.wake {
-		if w.wake[i].Revents != 0 && w.drain[i] {
-			shm.Drain(int(w.wake[i].Fd)) // whatever it counts, we look everywhere
-		}
-	}
-	return false
+	w.stats.Timeouts.Add(1)
+	return true
 }
+
+// watch is a file that ends the worker's sleep.
+type watch struct {
+	fd     int
+	events int16
+	edge   bool
+	times  int   // that it is watched
+	feeds  *Link // whose frames it tells of, and of nothing else; nil: of other things
+	off    bool  // it is left out, since a limit holds those back
+	deaf   bool  // it could not be put in
+}
+
+// deafInterval is how long the worker sleeps at most if there is a file that the kernel has no memory to watch.
+const deafInterval = 500 * time.Microsecond
 
 // hold leaves the files of links that are held back by their limits out of the coming sleep. It returns how long the first of them is.
 func (w *Worker) hold() (least time.Duration) {
 	least = Forever
-	for i, l := range w.feeds {
-		if l != nil && l.owner.Load() == w && l.waits != Forever { // one that is polled by nobody yet has not been armed
-			w.wake[i].Fd = ^w.wake[i].Fd // poll(2) ignores what is negative
-			least = min(least, l.waits)
+	for i := range w.watches {
+		f := &w.watches[i]
+		if f.feeds == nil {
+			continue
+		}
+		held := f.feeds.owner.Load() == w && f.feeds.waits != Forever // one that is polled by nobody yet has not been armed
+		if held {
+			least = min(least, f.feeds.waits)
+		}
+		if held != f.off {
+			if f.off = held; held {
+				w.ignore(f)
+			} else {
+				w.listen(f)
+			}
 		}
 	}
 	return least
 }
 
-// unhold takes hold back.
-func (w *Worker) unhold() {
-	for i := range w.wake {
-		if fd := w.wake[i].Fd; fd < 0 {
-			w.wake[i].Fd = ^fd
-		}
+// listen puts a file in.
+func (w *Worker) listen(f *watch) {
+	if f.edge {
+		shm.Drain(f.fd) // what was brought before is found without it: we look everywhere before we sleep
+	}
+	if f.deaf = w.poller.Add(f.fd, f.events, f.edge) != nil; f.deaf {
+		w.deaf++
 	}
 }
 
-// Watch lets a file end the worker's sleep: events as in poll(2). With drain it is an eventfd that is read when it fires.
-// Only within Do. The file stays the caller's, and open until Unwatch.
-func (w *Worker) Watch(fd int, events int16, drain bool) { w.WatchFor(nil, fd, events, drain) }
+// ignore takes it out.
+func (w *Worker) ignore(f *watch) {
+	if f.deaf {
+		f.deaf = false
+		w.deaf--
+		return
+	}
+	if w.poller.Remove(f.fd) == nil && f.edge {
+		shm.Drain(f.fd)
+	}
+}
+
+// Watch lets a file end the worker's sleep: events as in poll(2). With edge it is an eventfd: it ends one sleep each time that it is signalled, and is not read until Unwatch, which
+// sets it back to zero. Only within Do. The file stays the caller's, and open until Unwatch.
+func (w *Worker) Watch(fd int, events int16, edge bool) { w.WatchFor(nil, fd, events, edge) }
 
 // WatchFor is Watch for a file that tells of nothing but frames which come in by a link: while the link's limit holds those back, nobody looks at it.
-func (w *Worker) WatchFor(l *Link, fd int, events int16, drain bool) {
-	w.wake = append(w.wake, unix.PollFd{Fd: int32(fd), Events: events})
-	w.drain = append(w.drain, drain)
-	w.feeds = append(w.feeds, l)
+func (w *Worker) WatchFor(l *Link, fd int, events int16, edge bool) {
+	for i := range w.watches {
+		if w.watches[i].fd == fd {
+			w.watches[i].times++
+			return
+		}
+	}
+	w.watches = append(w.watches, watch{fd: fd, events: events, edge: edge, times: 1, feeds: l})
+	w.listen(&w.watches[len(w.watches)-1])
 }
 
 // Unwatch takes Watch back. Only within Do.
 func (w *Worker) Unwatch(fd int) {
-	for i := range w.wake {
-		if int(w.wake[i].Fd) == fd {
-			w.wake = append(w.wake[:i], w.wake[i+1:]...)
-			w.drain = append(w.drain[:i], w.drain[i+1:]...)
-			w.feeds = slices.Delete(w.feeds, i, i+1)
-			return
+	for i := range w.watches {
+		f := &w.watches[i]
+		if f.fd != fd {
+			continue
 		}
+		if f.times--; f.times == 0 {
+			if !f.off {
+				w.ignore(f)
+			}
+			w.watches = slices.Delete(w.watches, i, i+1)
+		}
+		return
 	}
 }
 
 // Watched is how many files end the worker's sleep, its mailbox's among them. Only within Do, or of a worker that does not run.
-func (w *Worker) Watched() int { return len(w.wake) }
+func (w *Worker) Watched() int { return len(w.watches) }
 
 // Arm, Pending and Disarm pass the sleep sequence on to the link's port. What a limit holds back needs nobody to wake the worker but time. Whether it
 // does is asked once: links of other workers may share the limit, and use it up between Arm and Pending. Were the link held back then, with no time set for it,

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/frame"
+	"github.com/shuntio/shunt/dataplane/shm"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,10 +67,9 @@ type Worker struct {
 
 	busy    bool // the last round found work
 	mailbox mailbox
-	wake    []unix.PollFd // what ends a sleep; the first is the mailbox's
-	drain   []bool        // which of them are eventfds to be read
-	feeds   []*Link       // whose frames they tell of, and of nothing else; nil: of other things
-	timeout unix.Timespec // of the current sleep; here, so that it is not allocated
+	watches []watch // what ends a sleep; the first is the mailbox's
+	poller  *shm.Poller
+	deaf    int // files that could not be put into it
 	stop    atomic.Bool
 	free    int // as stats.Free has it
 	stats   WorkerStats
@@ -103,6 +103,10 @@ func NewWorker(o WorkerOptions) (*Worker, error) {
 	w := &Worker{options: o, pool: o.Pool, carried: -1 << 62, arrived: Link{Name: "other workers", Port: nowhere{}, Counters: &Counters{}}}
 	if err := w.mailbox.open(); err != nil {
 		return nil, err
+	}
+	var err error
+	if w.poller, err = shm.NewPoller(); err != nil {
+		return nil, errors.Join(err, w.mailbox.close())
 	}
 	w.Watch(w.mailbox.event, unix.POLLIN, true)
 	return w, nil
@@ -152,7 +156,7 @@ func (w *Worker) Stop() {
 }
 
 // Close frees what the worker holds of the kernel, after Run returned (or was never called).
-func (w *Worker) Close() error { return w.mailbox.close() }
+func (w *Worker) Close() error { return errors.Join(w.mailbox.close(), w.poller.Close()) }
 
 // Round is one turn of the loop: mail, every source, flush. It returns how much work there was. Run calls it; tests that drive
 // a worker by hand do, too.

@@ -505,12 +505,18 @@ func TestWatch(t *testing.T) {
 					runtime.Gosched()
 				}
 			})
-			asleep() // so it was drained
+			asleep() // though nobody has read it
 			continue
 		}
 		time.Sleep(20 * time.Millisecond)
 		if s.polls.Load() != before {
 			t.Error("a file that is not watched any more ended the sleep")
+		}
+	}
+	w.Do(func() { w.Unwatch(fds[0]) })
+	for i, want := range []error{unix.EAGAIN, nil, nil} {
+		if _, err := unix.Read(fds[i], make([]byte, 8)); err != want {
+			t.Errorf("eventfd %d, of which the first is not watched any more, the second is, and the third was not when it was signalled: %v, want %v", i, err, want)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func run(tb testing.TB, w *dataplane.Worker) blk.Host {
 	}
 	w.Do(func() {
 		if err = ring.Enable(); err == nil {
-			w.Watch(ring.FD(), unix.POLLIN, false)
+			w.Watch(ring.FD(), unix.POLLIN, true)
 			w.Add(ring)
 		}
 	})

@@ -108,7 +108,7 @@ func newWriter(l *lane, fd, depth int) (*writer, error) {
 	}
 	l.host.Worker.Do(func() {
 		l.host.Worker.Add(w)
-		l.host.Worker.Watch(w.event, unix.POLLIN, false)
+		l.host.Worker.Watch(w.event, unix.POLLIN, true)
 	})
 	go w.run()
 	return w, nil
@@ -176,12 +176,8 @@ func (w *writer) Arm() time.Duration {
 // Pending tells whether there is anything for Poll or Flush.
 func (w *writer) Pending() bool { return w.fresh || w.taken != w.written.tail.Load() }
 
-// Disarm takes Arm back. Where the thread has signalled, or is about to, that is not to end the next sleep, too.
-func (w *writer) Disarm() {
-	if !w.asleep.CompareAndSwap(true, false) {
-		shm.Drain(w.event)
-	}
-}
+// Disarm takes Arm back.
+func (w *writer) Disarm() { w.asleep.Store(false) }
 
 // run is the thread.
 func (w *writer) run() {

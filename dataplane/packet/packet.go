@@ -182,7 +182,7 @@ func (p *Port) Flush() {}
 // Arm implements dataplane.Port.
 func (p *Port) Arm() time.Duration { return dataplane.Forever }
 
-// Pending implements dataplane.Port. The socket is level-triggered: ppoll itself finds what came before.
+// Pending implements dataplane.Port. The socket is level-triggered: the sleep itself finds what came before.
 func (p *Port) Pending() bool { return false }
 
 // Disarm implements dataplane.Port.

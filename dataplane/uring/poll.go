@@ -59,10 +59,9 @@ func (r *Ring) Arm() time.Duration {
 // looks whether we want the signal.
 func (r *Ring) Pending() bool { return r.unsent() || !r.empty() || r.asked() }
 
-// Disarm takes Arm back, and what was signalled: the file is not to end the next sleep.
+// Disarm takes Arm back.
 func (r *Ring) Disarm() {
 	shm.Store32(r.cqFlags, cqEventFDDisabled)
-	shm.Drain(r.event)
 	r.timers.fresh = false
 }
 

@@ -251,7 +251,7 @@ type firstOp int32
 // Completed notes the result.
 func (f *firstOp) Completed(_ *Op, res int32, _ uint32) { *f = firstOp(res) }
 
-// FD is the file that the worker watches for POLLIN: an eventfd, which is signalled between Arm and Disarm when Poll has something to do.
+// FD is the file that the worker watches for POLLIN, at its edges: an eventfd, which is signalled between Arm and Disarm when Poll has something to do, and read by nobody.
 func (r *Ring) FD() int { return r.event }
 
 // InForce tells which modes are in force.

@@ -42,7 +42,7 @@ func TestWorkerSleeps(t *testing.T) {
 		}
 		worker.Do(func() {
 			if err = ring.Enable(); err == nil {
-				worker.Watch(ring.FD(), unix.POLLIN, false)
+				worker.Watch(ring.FD(), unix.POLLIN, true)
 				worker.Add(ring)
 			}
 		})

@@ -299,7 +299,7 @@ func (d *Device) Move(pair int, to *dataplane.Worker) {
 		p.owner.Store(to)
 		if p.tx.kick >= 0 {
 			from.Unwatch(p.tx.kick)
-			to.WatchFor(p.link, p.tx.kick, unix.POLLIN, true) // a kick that came meanwhile is still in the eventfd
+			to.WatchFor(p.link, p.tx.kick, unix.POLLIN, true) // what a kick told of meanwhile is found before the next sleep
 		}
 	}
 	if p.link.Owner() == from {

@@ -295,7 +295,7 @@ func openNVMe(t *testing.T, o nvmetcp.Options) *nvmeUser {
 	}
 	u.worker.Do(func() {
 		if err = ring.Enable(); err == nil {
-			u.worker.Watch(ring.FD(), unix.POLLIN, false)
+			u.worker.Watch(ring.FD(), unix.POLLIN, true)
 			u.worker.Add(ring)
 		}
 	})

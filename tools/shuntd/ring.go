@@ -23,7 +23,7 @@ func (e *engine) ring(w *worker) (*uring.Ring, error) {
 	w.Do(func() {
 		if err = r.Enable(); err == nil {
 			w.Add(r)
-			w.Watch(r.FD(), unix.POLLIN, false)
+			w.Watch(r.FD(), unix.POLLIN, true)
 		}
 	})
 	if err != nil {

@@ -128,7 +128,7 @@ func (e *Engine) work() (err error) {
 		if err != nil {
 			return err
 		}
-		w.Watch(ring.FD(), unix.POLLIN, false)
+		w.Watch(ring.FD(), unix.POLLIN, true)
 		e.workers = append(e.workers, w)
 	}
 	if err := dataplane.Connect(e.workers); err != nil {
