@@ -46,7 +46,7 @@ type Device struct {
 	inOrder  bool
 	size     uint16
 	mask     uint16 // of done
-	note     uint16 // not 0: Next leaves a note of each chain in chains or dirty. A descriptor flag, so that one look tells what takes longer
+	note     uint16 // not 0: Next leaves a note of each chain in chains or dirty. A descriptor flag, so that with a packed ring one look tells what takes longer
 
 	availNext uint16 // the next entry of a split ring's avail ring to take
 	availSeen uint16 // avail.idx when we looked last: the driver's cache line is touched once a batch
@@ -189,9 +189,12 @@ func (q *Device) Next(c *Chain) error {
 	q.availNext++
 	c.Head = head
 	d := q.desc[head] // read once: the driver may write it again at any time
-	if (d.flags|q.note)&(descNext|descIndirect) == 0 {
+	if d.flags&(descNext|descIndirect) == 0 {
 		if view := q.memory.View(d.addr, d.len); view != nil {
 			c.one(view, d.flags)
+			if q.note != 0 {
+				q.remember(c)
+			}
 			return nil
 		}
 	}

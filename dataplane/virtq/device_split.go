@@ -12,15 +12,9 @@ func (q *Device) badHead(head uint16) error {
 	return fmt.Errorf("%w: avail ring names %d in a queue of %d", ErrHead, head, q.size)
 }
 
-// nextLong is Next for what is not one buffer in one piece, or has to be noted.
+// nextLong is Next for what is not one buffer in one piece.
 func (q *Device) nextLong(c *Chain, d desc) error {
-	view := []byte(nil)
-	if d.flags&(descNext|descIndirect) == 0 {
-		view = q.memory.View(d.addr, d.len)
-	}
-	if view != nil {
-		c.one(view, d.flags)
-	} else if err := q.walk(c, d); err != nil {
+	if err := q.walk(c, d); err != nil {
 		return err
 	}
 	if q.note != 0 {
