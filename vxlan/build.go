@@ -10,6 +10,7 @@ import (
 
 // publish builds a snapshot of the configuration as it is and swaps it in. The caller holds mu.
 func (s *Switch) publish() {
+	s.stale = false
 	s.vteps.configure(s.networks)
 	next := &snapshot{
 		ports:    make([]*port, s.slots.n),

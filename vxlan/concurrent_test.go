@@ -46,7 +46,7 @@ func (s *storm) Transmit(frames []*frame.Frame, pool *frame.Pool) {
 	s.Port.Transmit(frames, pool)
 }
 
-// TestChangesUnderTraffic changes everything there is while two workers run: nothing reaches a link after DetachPort returned, and at the end all
+// TestChangesUnderTraffic changes everything there is while two workers run: nothing reaches a link after DetachPorts returned, and at the end all
 // frames are there.
 func TestChangesUnderTraffic(t *testing.T) {
 	l := newLabWith(t, 2, 1024, Options{Seed: 7, MaxVTEPs: 64})
@@ -89,7 +89,7 @@ func TestChangesUnderTraffic(t *testing.T) {
 				l.must(l.sw.SetPort(p))
 				p.Network = "red"
 				l.must(l.sw.SetPort(p))
-				l.must(l.sw.DetachPort(p.Name))
+				l.must(l.sw.DetachPorts(p.Name))
 				w := l.workers[i%2]
 				w.Do(func() { w.Remove(link) }) // what the other worker had sent here is still on its way
 				s.gone.Store(true)

@@ -38,13 +38,17 @@ type FDBEntry struct {
 	Age time.Duration
 }
 
-// FDB returns the forwarding tables of all networks, sorted by network and address.
-func (s *Switch) FDB() []FDBEntry {
+// FDB returns the forwarding tables of some networks, or of all if none is named, sorted by network and address.
+func (s *Switch) FDB(networks ...string) []FDBEntry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settle()
+	asked := func(network string) bool { return len(networks) == 0 || slices.Contains(networks, network) }
 	var all []FDBEntry
+	names := make(map[int]string, len(s.ports))
 	for _, p := range s.ports {
-		if p.config.MAC != 0 {
+		names[p.slot] = p.config.Name
+		if p.config.MAC != 0 && asked(p.config.Network) {
 			e := FDBEntry{Network: p.config.Network, MAC: p.config.MAC, Port: p.config.Name, Kind: KindLocal}
 			if len(p.config.IPs) > 0 {
 				e.IP = p.config.IPs[0]
@@ -53,12 +57,15 @@ func (s *Switch) FDB() []FDBEntry {
 		}
 	}
 	for _, n := range s.networks {
+		if !asked(n.config.Name) {
+			continue
+		}
 		for _, e := range n.config.Entries {
 			if at := n.static.place(e.MAC); !at.isPort() {
 				all = append(all, FDBEntry{Network: n.config.Name, MAC: e.MAC, IP: e.IP, VTEP: e.VTEP, Kind: KindStatic})
 			}
 		}
-		all = append(all, s.learnedIn(n)...)
+		all = append(all, s.learnedIn(n, names)...)
 	}
 	slices.SortFunc(all, func(a, b FDBEntry) int {
 		return cmp.Or(cmp.Compare(a.Network, b.Network), cmp.Compare(a.MAC, b.MAC), a.IP.Compare(b.IP))
@@ -67,10 +74,10 @@ func (s *Switch) FDB() []FDBEntry {
 }
 
 // learnedIn reads what the workers have learned in a network. What several know is given once, as the one knows it that saw it last.
-func (s *Switch) learnedIn(n *networkRecord) []FDBEntry {
+func (s *Switch) learnedIn(n *networkRecord, ports map[int]string) []FDBEntry {
 	newest := map[wire.MAC]FDBEntry{}
 	for i := range s.lanes {
-		for _, e := range s.learnedBy(i, n) {
+		for _, e := range s.learnedBy(i, n, ports) {
 			if other, ok := newest[e.MAC]; !ok || e.Age < other.Age {
 				newest[e.MAC] = e
 			}
@@ -79,8 +86,8 @@ func (s *Switch) learnedIn(n *networkRecord) []FDBEntry {
 	return slices.Collect(maps.Values(newest))
 }
 
-// learnedBy reads what one worker has learned in a network: it is copied on the worker into memory allocated here.
-func (s *Switch) learnedBy(lane int, n *networkRecord) []FDBEntry {
+// learnedBy reads what one worker has learned in a network: it is copied on the worker into memory allocated here. ports are the names by slot.
+func (s *Switch) learnedBy(lane int, n *networkRecord, ports map[int]string) []FDBEntry {
 	w, learned := s.lanes[lane].worker, n.learned[lane]
 	var tick uint32
 	copied := make([]slot, len(learned.slots)) // only the control side makes it another length
@@ -88,10 +95,6 @@ func (s *Switch) learnedBy(lane int, n *networkRecord) []FDBEntry {
 		tick = s.tickOf(w)
 		copy(copied, learned.slots)
 	})
-	names := make(map[int]string, len(s.ports))
-	for name, p := range s.ports {
-		names[p.slot] = name
-	}
 	var all []FDBEntry
 	for _, l := range copied {
 		mac := wire.MAC(l.key &^ occupied)
@@ -101,7 +104,7 @@ func (s *Switch) learnedBy(lane int, n *networkRecord) []FDBEntry {
 		idle := max(0, int32(tick-l.seen))
 		e := FDBEntry{Network: n.config.Name, MAC: mac, Kind: KindLearned, Age: time.Duration(idle) << tickShift}
 		if l.at.isPort() {
-			e.Port = names[int(l.at)]
+			e.Port = ports[int(l.at)]
 		} else {
 			e.VTEP = s.vteps.records[l.at.vtep()].address
 		}
@@ -130,6 +133,7 @@ type VTEP struct {
 func (s *Switch) VTEPs() []VTEP {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settle()
 	now := s.current.Load()
 	var all []VTEP
 	for i, r := range s.vteps.records {

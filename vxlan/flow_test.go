@@ -48,7 +48,7 @@ func (t *twin) attach(p Port, workers ...int) {
 
 func (t *twin) detach(name string) {
 	t.both(func(i int, l *lab) {
-		l.must(l.sw.DetachPort(name))
+		l.must(l.sw.DetachPorts(name))
 		for _, link := range t.links[i][name] {
 			w := link.Owner()
 			w.Do(func() { w.Remove(link) })

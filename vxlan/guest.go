@@ -22,11 +22,11 @@ type guestPort struct {
 // in the vector then is not lost.
 func (g *guestPort) Forward(w *dataplane.Worker, from *dataplane.Link, frames []*frame.Frame) {
 	l := g.sw.begin(w)
-	p := l.now.ports[g.slot]
-	if p == nil {
+	if g.slot >= len(l.now.ports) || l.now.ports[g.slot] == nil { // not yet, or not any more
 		dropAll(w, from, frames)
 		return
 	}
+	p := l.now.ports[g.slot]
 	nw, flows := p.network, p.flows[l.number]
 	l.key.source, l.key.wide = address{}, false
 	for i, f := range frames {

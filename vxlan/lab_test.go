@@ -86,7 +86,7 @@ func (l *lab) attach(p Port) *dataplanetest.Port {
 // detach is what the daemon does with a port that goes.
 func (l *lab) detach(name string) {
 	l.tb.Helper()
-	l.must(l.sw.DetachPort(name))
+	l.must(l.sw.DetachPorts(name))
 	l.worker.Do(func() { l.worker.Remove(l.links[name]) })
 }
 

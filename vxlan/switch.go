@@ -3,6 +3,7 @@ package vxlan
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -39,6 +40,8 @@ type Switch struct {
 	netSlots slots  // of networks
 	serials  uint32 // the last number given to a port, or to what a network learns
 	vteps    vtepRecords
+	held     bool // snapshots wait for Release
+	stale    bool // one does
 }
 
 // NewSwitch makes a switch for the links of workers, none of which runs yet. Their Index is their place in the slice; several are connected.
@@ -79,6 +82,36 @@ func NewSwitch(workers []*dataplane.Worker, o Options) *Switch {
 func (s *Switch) Close() {
 	close(s.stop)
 	<-s.done
+}
+
+// Hold has networks and ports that are entered or changed come into force together, at Release: a snapshot takes as long as there are ports. Whatever has to be in
+// force when its call returns takes all before it along. The frames of a new port are dropped until then.
+func (s *Switch) Hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = true
+}
+
+// Release ends Hold.
+func (s *Switch) Release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = false
+	s.settle()
+}
+
+// change publishes, now or at Release.
+func (s *Switch) change() {
+	if s.stale = true; !s.held {
+		s.publish()
+	}
+}
+
+// settle publishes what waits for Release.
+func (s *Switch) settle() {
+	if s.stale {
+		s.publish()
+	}
 }
 
 // AddUplink makes the switch the forwarder of an uplink's links, which are then ready to be added to their workers. Frames from the wire come
@@ -204,7 +237,10 @@ func (s *Switch) SetNetwork(n Network) error {
 		}
 	}
 	s.networks[n.Name] = r
-	s.publish()
+	for _, a := range n.vteps() {
+		s.vteps.add(vtepKey{n.Uplink, a}, true) // at once, since the next network is checked against how many there are
+	}
+	s.change()
 	return nil
 }
 
@@ -309,7 +345,7 @@ func (s *Switch) AttachPort(p Port, links []*dataplane.Link) error {
 	for _, link := range links {
 		link.Forwarder = &guestPort{sw: s, slot: r.slot}
 	}
-	s.publish()
+	s.change()
 	return nil
 }
 
@@ -344,10 +380,13 @@ func (s *Switch) SetPort(p Port) error {
 		s.admit(r)
 	}
 	s.networks[p.Network].dirty = true
-	s.publish()
-	if again {
-		s.forget(&old)
+	if !again {
+		s.change()
+		return nil
 	}
+	s.publish()
+	s.grace()
+	s.forget(&old)
 	return nil
 }
 
@@ -355,23 +394,34 @@ func (s *Switch) SetPort(p Port) error {
 func (s *Switch) Refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.publish()
+	s.change()
 }
 
-// DetachPort takes a port out of its network. When it returns, no worker sends to its links any more.
-func (s *Switch) DetachPort(name string) error {
+// DetachPorts takes ports out of their networks. When it returns, no worker sends to their links any more.
+func (s *Switch) DetachPorts(names ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.ports[name]
-	if r == nil {
-		return fmt.Errorf("port %s: %w", name, ErrNotFound)
+	var errs []error
+	var gone []*portRecord
+	for _, name := range names {
+		r := s.ports[name]
+		if r == nil {
+			errs = append(errs, fmt.Errorf("port %s: %w", name, ErrNotFound))
+			continue
+		}
+		delete(s.ports, name)
+		s.networks[r.config.Network].dirty = true
+		gone = append(gone, r)
 	}
-	delete(s.ports, name)
-	s.networks[r.config.Network].dirty = true
-	s.publish()
-	s.forget(r)
-	s.slots.give(r.slot)
-	return nil
+	if len(gone) > 0 {
+		s.publish()
+		s.grace()
+	}
+	for _, r := range gone {
+		s.forget(r)
+		s.slots.give(r.slot)
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Switch) portFits(p *Port) error {
@@ -417,12 +467,12 @@ func (s *Switch) room(network string, fromWire int) int {
 // forget removes what a port has taught its network, on each worker: afterwards nothing leads to the port's slot. Notes about it that are still
 // on their way name a port that is not in the snapshot any more.
 func (s *Switch) forget(r *portRecord) {
+	if r.rings == nil {
+		return
+	}
 	n := s.networks[r.config.Network]
 	for i, l := range s.lanes {
 		l.worker.Do(func() {
-			if r.rings == nil {
-				return
-			}
 			n.learned[i].forget(atPort(r.slot), r.rings[i])
 			if now := s.ports[r.config.Name]; now != nil && now.rings != nil {
 				now.rings[i].epoch++ // it may have been decided by what was forgotten

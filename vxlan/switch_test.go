@@ -334,7 +334,7 @@ func TestDetach(t *testing.T) {
 	l.got(a, ethernetFrame(mac1, macX))
 	l.send(a, ethernetFrame(macX, mac1))
 	l.got(b, ethernetFrame(macX, mac1))
-	l.must(l.sw.DetachPort("b"))
+	l.must(l.sw.DetachPorts("b"))
 	l.send(b, ethernetFrame(mac1, macX))
 	l.dropped(b, DropDetached, 1)
 
@@ -441,7 +441,7 @@ func TestRefusedConfigurations(t *testing.T) {
 		{l.sw.AttachPort(Port{Name: "a", Network: "blue"}, []*dataplane.Link{l.links["a"]}), ErrConflict, "port a"},
 		{l.sw.AttachPort(Port{Name: "z", Network: "blue", AntiSpoof: true}, []*dataplane.Link{l.links["a"]}), ErrInvalid, "needs the guest's MAC"},
 		{l.sw.AttachPort(Port{Name: "z", Network: "blue", MAC: wire.Broadcast}, []*dataplane.Link{l.links["a"]}), ErrInvalid, "group"},
-		{l.sw.DetachPort("z"), ErrNotFound, "port z"},
+		{l.sw.DetachPorts("z"), ErrNotFound, "port z"},
 		{l.sw.RemoveUplink("up0"), ErrInUse, "by network"},
 		{l.sw.RemoveUplink("up9"), ErrNotFound, "up9"},
 	} {
@@ -449,4 +449,54 @@ func TestRefusedConfigurations(t *testing.T) {
 			t.Errorf("%v: want %v, saying %q", c.err, c.want, c.say)
 		}
 	}
+}
+
+// TestHold enters networks and ports in one snapshot. Before it nothing is sent to them or by them, and nothing breaks.
+func TestHold(t *testing.T) {
+	l := newLab(t)
+	l.network(Network{Name: "blue", Learning: true})
+	a := l.attach(Port{Name: "a", Network: "blue", MAC: mac1})
+	before := l.sw.current.Load()
+	l.sw.Hold()
+	l.must(l.sw.SetNetwork(Network{Name: "red"}))
+	b := l.attach(Port{Name: "b", Network: "blue", MAC: mac2})
+	c := l.attach(Port{Name: "c", Network: "red", MAC: mac3})
+	d := l.attach(Port{Name: "d", Network: "red", MAC: macX})
+	l.must(l.sw.SetPort(Port{Name: "c", Network: "red", MAC: mac3, AntiSpoof: false}))
+	if l.sw.current.Load() != before {
+		t.Error("a snapshot was made for each")
+	}
+	l.send(b, ethernetFrame(mac1, mac2))
+	l.dropped(b, DropDetached, 1)
+	l.send(a, ethernetFrame(mac2, mac1))
+	l.got(b)
+	l.sw.Release()
+	once := l.sw.current.Load()
+	l.sw.Release() // nothing waits
+	if l.sw.current.Load() != once {
+		t.Error("a snapshot was made for nothing")
+	}
+	l.send(b, ethernetFrame(mac1, mac2))
+	l.got(a, ethernetFrame(mac1, mac2))
+	l.send(c, ethernetFrame(macX, mac3))
+	l.got(d, ethernetFrame(macX, mac3))
+
+	// What has to be in force when it returns is, and what is asked is told as it will be.
+	l.sw.Hold()
+	e := l.attach(Port{Name: "e", Network: "blue", MAC: 0x0200_0000_00ee})
+	l.detach("b")
+	l.send(e, ethernetFrame(mac1, 0x0200_0000_00ee))
+	l.got(a, ethernetFrame(mac1, 0x0200_0000_00ee))
+	l.attach(Port{Name: "f", Network: "red", MAC: 0x0200_0000_00ff})
+	if fdb := l.sw.FDB("red"); len(fdb) != 3 || fdb[0].Network != "red" {
+		t.Errorf("%+v", fdb)
+	}
+	l.sw.Release()
+	if err := l.sw.DetachPorts("a", "nothing", "f"); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	if fdb := l.sw.FDB(); len(fdb) != 3 {
+		t.Errorf("%+v", fdb)
+	}
+	l.balanced()
 }

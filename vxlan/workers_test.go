@@ -70,7 +70,7 @@ func TestWorkersTellEachOther(t *testing.T) {
 	if fdb := l.sw.FDB(); len(fdb) != 2 || fdb[1].Port != "b" {
 		t.Errorf("%+v", fdb)
 	}
-	l.must(l.sw.DetachPort("b"))
+	l.must(l.sw.DetachPorts("b"))
 	for i := range l.workers {
 		if at := l.sw.networks["blue"].learned[i].place(macX, 0); at != nowhere {
 			t.Errorf("worker %d has not forgotten the port", i)

@@ -71,6 +71,10 @@ type Engine interface {
 	AddUplink(ctx context.Context, u config.Uplink) error
 	RemoveUplink(ctx context.Context, name string) error
 
+	// Begin and End enclose the calls of one change that add and update networks and ports. What these do may wait for End to be in force.
+	Begin()
+	End()
+
 	// AddNetwork makes a network without ports. UpdateNetwork changes everything but its name, while its ports go on.
 	// The controller parks a network by an update that takes away uplink, VNI, flood list and entries: its ports keep
 	// their connections and reach each other only.

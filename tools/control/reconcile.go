@@ -42,8 +42,9 @@ type reconciler struct {
 	groups   table[config.VolumeGroup]
 	volumes  table[config.Volume]
 
-	noted map[object]Change
-	errs  map[object]error
+	advanced bool // what the engine holds has changed since it was published
+	noted    map[object]Change
+	errs     map[object]error
 }
 
 type object struct {
@@ -54,7 +55,7 @@ type object struct {
 // table is what the reconciler knows of one kind of object, by name.
 type table[T any] struct {
 	was, want map[string]T
-	now       map[string]T // what the engine holds; changed only when a call succeeded
+	now       map[string]T // what the engine holds; changed only when a call succeeded, and reconciler.advanced with it
 	order     []string     // all names, those wanted first, each group as its configuration has them
 }
 
@@ -101,15 +102,15 @@ func newReconciler(ctx context.Context, engine Engine, was, want *config.Config,
 // run makes all steps and returns what became of each object: by kind, those wanted first.
 func (r *reconciler) run() []Change {
 	for _, step := range []func(){
-		r.removePorts, r.removeVolumes, r.freeNetworks, r.removeUplinks, r.addUplinks, r.setNetworks, r.setPorts, r.removeNetworks,
+		r.removePorts, r.removeVolumes, r.freeNetworks, r.removeUplinks, r.addUplinks,
+		r.engine.Begin, r.setNetworks, r.setPorts, r.engine.End, r.removeNetworks,
 		r.setGroups, r.setVolumes, r.removeGroups,
 	} {
-		step()
-		held := r.fixed
-		held.Uplinks, held.Networks, held.Ports = r.uplinks.held(), r.networks.held(), r.ports.held()
-		held.VolumeGroups, held.Volumes = r.groups.held(), r.volumes.held()
-		r.publish(&held)
+		if step(); r.advanced {
+			r.tell()
+		}
 	}
+	r.tell() // in the order that is wanted, at least
 	var all []Change
 	for _, kind := range []struct {
 		kind  Kind
@@ -127,6 +128,15 @@ func (r *reconciler) run() []Change {
 		}
 	}
 	return all
+}
+
+// tell publishes what the engine holds.
+func (r *reconciler) tell() {
+	r.advanced = false
+	held := r.fixed
+	held.Uplinks, held.Networks, held.Ports = r.uplinks.held(), r.networks.held(), r.ports.held()
+	held.VolumeGroups, held.Volumes = r.groups.held(), r.volumes.held()
+	r.publish(&held)
 }
 
 // err returns a *FailedError of all that failed, in the order of changes, or nil.
@@ -176,7 +186,7 @@ func (r *reconciler) hasFailed(kind Kind, name string) bool { return r.errs[obje
 func (r *reconciler) addUplink(u config.Uplink) error {
 	err := r.call(func(ctx context.Context) error { return r.engine.AddUplink(ctx, u) })
 	if err == nil {
-		r.uplinks.now[u.Name] = u
+		r.uplinks.now[u.Name], r.advanced = u, true
 	}
 	return err
 }
@@ -184,6 +194,7 @@ func (r *reconciler) addUplink(u config.Uplink) error {
 func (r *reconciler) removeUplink(name string) error {
 	err := r.call(func(ctx context.Context) error { return r.engine.RemoveUplink(ctx, name) })
 	if err == nil {
+		r.advanced = true
 		delete(r.uplinks.now, name)
 	}
 	return err
@@ -196,7 +207,7 @@ func (r *reconciler) setNetwork(n config.Network) error {
 	}
 	err := r.call(func(ctx context.Context) error { return set(ctx, n) })
 	if err == nil {
-		r.networks.now[n.Name] = n
+		r.networks.now[n.Name], r.advanced = n, true
 	}
 	return err
 }
@@ -204,6 +215,7 @@ func (r *reconciler) setNetwork(n config.Network) error {
 func (r *reconciler) removeNetwork(name string) error {
 	err := r.call(func(ctx context.Context) error { return r.engine.RemoveNetwork(ctx, name) })
 	if err == nil {
+		r.advanced = true
 		delete(r.networks.now, name)
 	}
 	return err
@@ -216,7 +228,7 @@ func (r *reconciler) setPort(p config.Port) error {
 	}
 	err := r.call(func(ctx context.Context) error { return set(ctx, p) })
 	if err == nil {
-		r.ports.now[p.Name] = p
+		r.ports.now[p.Name], r.advanced = p, true
 	}
 	return err
 }
@@ -224,6 +236,7 @@ func (r *reconciler) setPort(p config.Port) error {
 func (r *reconciler) removePort(name string, again bool) error {
 	err := r.call(func(ctx context.Context) error { return r.engine.RemovePort(ctx, name, again) })
 	if err == nil {
+		r.advanced = true
 		delete(r.ports.now, name)
 	}
 	return err

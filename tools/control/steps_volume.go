@@ -41,6 +41,7 @@ func (r *reconciler) removeVolumes() {
 			r.fail(KindVolume, name, err)
 			continue
 		}
+		r.advanced = true
 		delete(r.volumes.now, name)
 		r.note(KindVolume, name, Removed)
 	}
@@ -63,7 +64,7 @@ func (r *reconciler) setGroups() {
 			r.fail(KindVolumeGroup, name, err)
 			continue
 		}
-		r.groups.now[name] = want
+		r.groups.now[name], r.advanced = want, true
 		r.note(KindVolumeGroup, name, action)
 	}
 }
@@ -111,6 +112,7 @@ func (r *reconciler) removeGroups() {
 			r.fail(KindVolumeGroup, name, err)
 			continue
 		}
+		r.advanced = true
 		delete(r.groups.now, name)
 		r.note(KindVolumeGroup, name, Removed)
 	}
@@ -123,7 +125,7 @@ func (r *reconciler) setVolume(v config.Volume) error {
 	}
 	err := r.call(func(ctx context.Context) error { return set(ctx, v) })
 	if err == nil {
-		r.volumes.now[v.Name] = v
+		r.volumes.now[v.Name], r.advanced = v, true
 	}
 	return err
 }

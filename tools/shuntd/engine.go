@@ -82,6 +82,12 @@ func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	return e, nil
 }
 
+// Begin implements control.Engine.
+func (e *engine) Begin() { e.fabric.Hold() }
+
+// End implements control.Engine.
+func (e *engine) End() { e.fabric.Release() }
+
 // Ended implements daemon.Ender.
 func (e *engine) Ended() <-chan error { return e.ended }
 
@@ -118,10 +124,11 @@ func (e *engine) removeAll(ctx context.Context) (errs []error) {
 	errs = endAll(ctx, e.takeVolumes())
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for name, p := range e.ports {
-		delete(e.ports, name)
-		errs = append(errs, e.takePort(p))
+	for _, p := range e.ports {
+		errs = append(errs, e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.stopPort(p))
 	}
+	errs = append(errs, e.fabric.DetachPorts(slices.Collect(maps.Keys(e.ports))...))
+	clear(e.ports)
 	for name, n := range e.networks {
 		delete(e.networks, name)
 		errs = append(errs, e.fabric.RemoveNetwork(name), e.unsteer(n))

@@ -268,11 +268,15 @@ func (e *engine) takePort(p *port) error {
 
 // closePort takes back whatever of a port there is: the guest first, so that nothing new comes in.
 func (e *engine) closePort(p *port) error {
+	return errors.Join(e.stopPort(p), e.fabric.DetachPorts(p.config.Name))
+}
+
+// stopPort is closePort but for the port's place in the switch.
+func (e *engine) stopPort(p *port) error {
 	for _, l := range p.links() {
 		e.taps.remove(l)
 	}
-	err := p.stop(p)
-	return errors.Join(err, e.fabric.DetachPort(p.config.Name))
+	return p.stop(p)
 }
 
 func vxlanPort(c config.Port) vxlan.Port {

@@ -30,11 +30,20 @@ func (e *engine) Status() control.EngineStatus {
 	for _, u := range e.uplinks {
 		s.Uplinks = append(s.Uplinks, u.status())
 	}
-	for name, n := range e.networks {
-		s.Networks = append(s.Networks, e.networkStatus(name, n))
-	}
+	members, learned := map[string]int{}, map[string]int{} // by network
 	for _, p := range e.ports {
 		s.Ports = append(s.Ports, p.status())
+		members[p.config.Network]++
+	}
+	for _, entry := range e.fabric.FDB() {
+		if entry.Kind == vxlan.KindLearned {
+			learned[entry.Network]++
+		}
+	}
+	for name, n := range e.networks {
+		status := e.networkStatus(name, n)
+		status.Ports, status.Learned = members[name], learned[name]
+		s.Networks = append(s.Networks, status)
 	}
 	for _, v := range e.volumes {
 		s.Volumes = append(s.Volumes, v.status())
@@ -94,16 +103,6 @@ func (e *engine) networkStatus(name string, n *network) control.NetworkStatus {
 		Name: name, VNI: n.config.VNI, Uplink: n.config.Uplink, Learning: n.config.Learning, Static: len(n.config.Entries), Problem: n.problem,
 	}
 	s.MTU, _ = e.fabric.MTU(name)
-	for _, entry := range e.fabric.FDB() {
-		if entry.Network == name && entry.Kind == vxlan.KindLearned {
-			s.Learned++
-		}
-	}
-	for _, p := range e.ports {
-		if p.config.Network == name {
-			s.Ports++
-		}
-	}
 	return s
 }
 
@@ -301,12 +300,10 @@ func (e *engine) FDB(name string) ([]control.FDBEntry, error) {
 		return nil, fmt.Errorf("network %s: %w", name, control.ErrNotFound)
 	}
 	list := []control.FDBEntry{}
-	for _, entry := range e.fabric.FDB() {
-		if entry.Network == name {
-			list = append(list, control.FDBEntry{
-				MAC: macOf(entry.MAC), Origin: origin(entry.Kind), Port: entry.Port, VTEP: entry.VTEP, IP: entry.IP, Age: entry.Age,
-			})
-		}
+	for _, entry := range e.fabric.FDB(name) {
+		list = append(list, control.FDBEntry{
+			MAC: macOf(entry.MAC), Origin: origin(entry.Kind), Port: entry.Port, VTEP: entry.VTEP, IP: entry.IP, Age: entry.Age,
+		})
 	}
 	return list, nil
 }

@@ -41,6 +41,7 @@ type Engine struct {
 	calls    []string
 	broken   []string
 	closed   bool
+	begun    bool
 }
 
 // Held returns what the engine holds, by name. Workers and control are left empty.
@@ -129,6 +130,21 @@ func (e *Engine) RemoveUplink(ctx context.Context, name string) error {
 		}
 		return exists(e.uplinks, name, true)
 	}, func() { delete(e.uplinks, name) })
+}
+
+// Begin implements control.Engine.
+func (e *Engine) Begin() { e.enclose("Begin", true) }
+
+// End implements control.Engine.
+func (e *Engine) End() { e.enclose("End", false) }
+
+func (e *Engine) enclose(method string, begun bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.begun == begun {
+		e.broken = append(e.broken, method+": twice")
+	}
+	e.begun = begun
 }
 
 // AddNetwork implements control.Engine.
