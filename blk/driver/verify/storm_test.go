@@ -58,6 +58,24 @@ func TestControlStorm(t *testing.T) {
 		t.Errorf("in the end: %+v", s)
 	}
 	must(t, d.Close())
+	addsUp(t, e)
+}
+
+// addsUp: every request that was taken is counted once more, as what became of it.
+func addsUp(t *testing.T, e *drivertest.Engine) {
+	t.Helper()
+	s := e.Volume.Stats()
+	taken, became := uint64(0), s.Withdrawn+uint64(s.InFlight+s.Waiting)
+	for _, q := range e.Device.Queues() {
+		taken += q.Stats().Chains.Load()
+		became += q.Stats().Answered.Load()
+	}
+	for _, o := range s.Ops {
+		became += o.Done + o.Failed
+	}
+	if taken == 0 || taken != became {
+		t.Errorf("%d requests were taken, and of %d is counted what became of them", taken, became)
+	}
 }
 
 func dial(t testing.TB, path string, queues int) *driver.Disk {
