@@ -49,7 +49,7 @@ var below = map[string][]string{
 	"tools/control":    {"vxlan/acl", "docs"}, // knows no packet
 	"tools/need":       {},                    // of tests
 	"tools/lab/netlab": {},
-	"tools/shuntbpf":   {"bpf"},
+	"tools/shuntbpf":   {"bpf", "tools/control"}, // the version is the same
 	"tools/shuntctl":   {"tools/control"},
 	"tools/shuntd":     {"tools/control", "vxlan", "blk/file", "blk/nbd", "blk/nvmetcp", "rdma", "dataplane/packet", "dataplane/filter", "bpf", "pinning"},
 }
