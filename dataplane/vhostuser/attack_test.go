@@ -1,10 +1,8 @@
 package vhostuser
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -131,15 +129,6 @@ func TestAttacks(t *testing.T) {
 	}
 	if _, err := shm.CheckBacking(int(disk.Fd())); err != nil { // the temporary directory lies on no tmpfs
 		attacks = append(attacks, attack{"memory is a file on disk", table(g.region()), []int{int(disk.Fd())}, shm.ErrBacking.Error()})
-	}
-
-	semaphore, err := unix.Eventfd(1<<31, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(semaphore) })
-	if info, _ := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", semaphore)); bytes.Contains(info, []byte("eventfd-semaphore")) { // 6.5
-		attacks = append(attacks, attack{"kick is a semaphore", whole(SetVringKick, appendU64(nil, 0)), []int{semaphore}, "EFD_SEMAPHORE"})
 	}
 
 	d := newFake(t)

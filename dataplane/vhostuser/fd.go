@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,22 +26,6 @@ func CheckEventfd(fd int) error {
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return fmt.Errorf("make eventfd non-blocking: %w", err)
-	}
-	return nil
-}
-
-// checkKick refuses an eventfd that is a semaphore: a read takes no more than one from its count, so that a worker would find it readable for ever without anybody kicking.
-// The kernel tells since 6.5.
-func checkKick(fd int) error {
-	if fd < 0 {
-		return nil
-	}
-	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(fd))
-	if err != nil {
-		return fmt.Errorf("look at descriptor: %w", err)
-	}
-	if strings.Contains(string(info), "eventfd-semaphore: 1") {
-		return fmt.Errorf("%w but a semaphore (EFD_SEMAPHORE), which stays readable when it was read", ErrNotEventfd)
 	}
 	return nil
 }

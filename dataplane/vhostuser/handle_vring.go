@@ -83,10 +83,6 @@ func (s *session) setVringKick(m *message) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkKick(fd); err != nil {
-		closeFD(fd)
-		return nil, fmt.Errorf("ring %d: %w", r.config.Index, err)
-	}
 	r.started = true
 	if err := s.replace(r, func(c *VringConfig) *int { return &c.Kick }, fd); err != nil {
 		return nil, err
