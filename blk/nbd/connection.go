@@ -102,8 +102,8 @@ func (l *lane) dropped() {
 	}
 	stopped := l.export.encrypted || !errors.Is(why, errHungUp) && !errors.Is(why, unix.ECONNRESET) && !errors.Is(why, unix.EPIPE)
 	why = fmt.Errorf("%s: %w", l.store.options.URI, why)
-	if risky {
-		l.doubt()
+	if l.broken++; risky {
+		l.doubt(stopped)
 	}
 	l.withdrawn.n = 0
 	l.store.isDown(l, why)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/shuntio/shunt/blk"
@@ -66,7 +67,13 @@ func (s *Store) keep(l *lane, c *link, last ending) {
 	if l.carried {
 		l.carried, l.backoff = false, 0
 	}
+	broken := l.broken
 	go func() { // the backoff's owner until the lane has a connection
+		if last.risky && last.stopped && s.options.Quiesce > 0 {
+			ctx, cancel := context.WithCancel(l.ctx)
+			defer cancel()
+			go s.lookFor(ctx, l, last.at, broken)
+		}
 		for c != nil || rest(l.ctx, l.backoff.next()) {
 			err := s.provide(l, c, last, first)
 			if err == nil || errors.Is(err, errClosed) {
@@ -141,6 +148,25 @@ func (s *Store) tell(l *lane, i blk.Info, begun time.Time) error {
 		return err
 	}
 	return s.learned(i, begun)
+}
+
+// lookFor has the other lanes not wait for this one to have a connection, when it is known without that the server has gone on since the last one broke: another lane has been connected since then,
+// or brings an answer.
+func (s *Store) lookFor(ctx context.Context, l *lane, at time.Time, broken uint64) {
+	connected := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return slices.ContainsFunc(s.lanes, func(o *lane) bool {
+			st := o.status.Load()
+			return o != l && st.up && st.made.After(at)
+		})
+	}
+	for rest(ctx, longest) {
+		if (connected() || s.witnessed(l, at)) && ctx.Err() == nil {
+			l.host.Worker.Do(func() { l.expect(broken) })
+			return
+		}
+	}
 }
 
 // witnessed tells whether the server is known to be the one there was before: another lane's connection to it, older than the break of this one, has brought an answer

@@ -60,8 +60,9 @@ type lane struct {
 	// Between connections; see keeper.go.
 	ctx     context.Context // ends the keeper
 	cancel  context.CancelFunc
-	opened  bool // there was a connection before
-	carried bool // an answer came on it
+	opened  bool   // there was a connection before
+	broken  uint64 // connections
+	carried bool   // an answer came on it
 	backoff backoff
 	status  atomic.Pointer[status] // for anybody
 }
@@ -225,15 +226,23 @@ func (l *lane) hold(n int) {
 }
 
 // doubt is for a connection that broke under writes. What it has left may come back to a guest as failed, which writes anew, on another lane perhaps: so none sends before the time
-// has passed within which the server may still carry it out.
-func (l *lane) doubt() {
-	d := l.store.options.Quiesce
-	if d <= 0 {
+// has passed within which the server may still carry it out. Where it has stopped, that is told from when it is known to go on (keeper.go).
+func (l *lane) doubt(stopped bool) {
+	if l.store.options.Quiesce <= 0 {
 		l.hold(0)
 		return
 	}
 	l.hold(max(l.barrier, 1))
-	l.host.Ring.Start(&l.past, d)
+	if !stopped {
+		l.expect(l.broken)
+	}
+}
+
+// expect ends the doubt of when so many connections had broken, that time from now.
+func (l *lane) expect(broken uint64) {
+	if !l.closed && l.fd < 0 && l.broken == broken {
+		l.host.Ring.Start(&l.past, l.store.options.Quiesce)
+	}
 }
 
 // busy tells whether an operation is under way.

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -214,6 +215,78 @@ func TestOverlapBroken(t *testing.T) {
 				}
 			}
 		}()
+	}
+}
+
+// TestOverlapStopped: a server stops with a write, and its connection is given up. What another lane writes then is not sent before the server is known to go on and has had its time, or it
+// would find both at once; nor does it wait for a lane that does not come back.
+func TestOverlapStopped(t *testing.T) {
+	const quiesce = 300 * time.Millisecond
+	for _, back := range []bool{true, false} {
+		m := newMock(t)
+		m.flags |= flagMultiConn
+		m.serve()
+		o := m.options()
+		o.Quiesce, o.Timeout = quiesce, 200*time.Millisecond
+		s := open(t, o)
+		one, two := newBench(t).use(s), newBench(t).use(s)
+		client, other := m.client(), m.client()
+		came := make(chan time.Time, 8)
+		serve := func(c *mockConn) {
+			for g, err := c.header(); err == nil; g, err = c.header() {
+				if g.command == cmdRead {
+					c.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+				} else if g.command == cmdWrite {
+					came <- time.Now()
+					_, _ = io.CopyN(io.Discard, c, int64(g.length))
+					c.send(none(g))
+				}
+			}
+		}
+		var goesOn time.Time
+		arrives := func() {
+			select {
+			case at := <-came:
+				if d := at.Sub(goesOn); d < quiesce {
+					t.Errorf("the lane comes back %v: a newer write is sent %v after the server goes on", back, d)
+				}
+			case <-time.After(patient):
+				t.Fatalf("the lane comes back %v: a newer write is not sent", back)
+			}
+		}
+		newest := ask(blk.OpWrite, 8192, two.memory[:4096])
+		m.change(func() { // nobody is greeted
+			old := ask(blk.OpWrite, 0, one.memory[:4096])
+			one.submit(old)
+			client.next()
+			one.ends(old, blk.Lost)
+			two.submit(newest)
+			if back {
+				time.Sleep(2 * quiesce)
+			}
+			goesOn = time.Now()
+			go serve(other)
+			if !back {
+				arrives()
+			}
+		})
+		go func() {
+			for c := range m.clients {
+				go serve(c)
+			}
+		}()
+		for o := range newest.end { // until it is done
+			if o == blk.OK {
+				break
+			}
+			taken := false
+			for end := time.Now().Add(patient); !taken && time.Now().Before(end); time.Sleep(time.Millisecond) {
+				two.b.worker.Do(func() { taken = two.lane.Submit(&newest.Request) })
+			}
+		}
+		if back {
+			arrives()
+		}
 	}
 }
 
