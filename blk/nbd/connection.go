@@ -131,7 +131,7 @@ func (l *lane) clear() (risky bool) {
 		}
 	}
 	l.out.n, l.orphans = 0, 0
-	l.replies.owner = nil
+	l.replies.owner, l.replies.gap = nil, 0
 	return risky
 }
 

@@ -196,6 +196,10 @@ func (l *lane) step() {
 	if l.fd < 0 {
 		return
 	}
+	l.zero()
+	if l.dropping != nil {
+		return
+	}
 	l.cut()
 	if (l.closed || l.next != nil) && l.inflight == 0 {
 		l.disconnect()
@@ -209,6 +213,18 @@ func (l *lane) step() {
 			l.refused = false
 			l.events.Room()
 		}
+	}
+}
+
+// zero goes on with a long hole.
+func (l *lane) zero() {
+	if l.replies.gap == 0 {
+		return
+	}
+	if err := l.replies.parse(); err != nil {
+		l.drop(err)
+	} else if l.replies.gap > 0 {
+		l.host.Ring.Start(&l.leave, 0)
 	}
 }
 

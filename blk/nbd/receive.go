@@ -14,7 +14,7 @@ func (l *lane) listen() {
 	if !l.hung && !l.poll.Busy() && !l.host.Ring.PollAdd(&l.poll, l.file, unix.POLLRDHUP) {
 		l.later()
 	}
-	if l.recv.Busy() || l.inflight == 0 {
+	if l.recv.Busy() || l.inflight == 0 || l.replies.gap > 0 {
 		return
 	}
 	l.incoming.Reset()

@@ -35,3 +35,21 @@ func TestPieces(t *testing.T) {
 		t.Logf("%d operations", n)
 	}
 }
+
+// TestHoleInGoes: a hole that is zeroed in several goes comes to its end though nothing more comes from the server, and what is behind it is answered.
+func TestHoleInGoes(t *testing.T) {
+	const length = 8*mostZeroed + 512
+	m := newMock(t).serve()
+	u := newBench(t).use(open(t, m.options()))
+	client := m.client()
+	a, flush := ask(blk.OpRead, 0, u.memory[:length/2], u.memory[length/2:length]), ask(blk.OpFlush, 0)
+	for i := range u.memory[:length] {
+		u.memory[i] = 1
+	}
+	u.submit(a, flush)
+	read := client.next()
+	client.send(holeChunk(read, chunkDone, 0, length), simpleReply(client.next(), 0))
+	u.ends(a, blk.OK)
+	u.ends(flush, blk.OK)
+	same(t, "the read", u.memory[:length], make([]byte, length))
+}

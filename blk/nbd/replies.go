@@ -31,6 +31,7 @@ type replies struct {
 	rest  uint32 // how much of it is still due; then the inbox is empty, or what comes is dropped
 	at    place  // where that belongs
 	last  bool   // the answer is complete then
+	gap   uint32 // bytes of a hole that are still to be zeroed; then nothing behind it is parsed
 	aimed int    // bytes of the receive under way that go to the guest's memory
 }
 
@@ -126,7 +127,10 @@ func (s *replies) arrived(n int) error {
 
 // parse takes what lies in the inbox as far as it goes.
 func (s *replies) parse() error {
-	for {
+	for zeroed := 0; ; {
+		if zeroed = s.blank(zeroed); s.gap > 0 {
+			return nil
+		}
 		if s.rest > 0 {
 			s.payload()
 		}
@@ -148,6 +152,20 @@ func (s *replies) parse() error {
 		}
 		s.from += n
 	}
+}
+
+// blank zeroes what is due of a hole, and returns how much has been zeroed in one go by then: no more than mostZeroed, since a few bytes of a server's make us write any number.
+func (s *replies) blank(zeroed int) int {
+	for s.gap > 0 && zeroed < mostZeroed && !s.owner.sinks() {
+		n := min(int(s.gap), len(zeroes))
+		s.scatter(zeroes[:n])
+		s.gap -= uint32(n)
+		zeroed += n
+	}
+	if s.gap > 0 && s.owner.sinks() {
+		s.gap = 0
+	}
+	return zeroed
 }
 
 // payload moves what the inbox has of it.
@@ -301,18 +319,16 @@ func (s *replies) hole(p *part, c chunk) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	s.owner = p
 	if !p.sinks() {
-		s.at = p.at(from)
-		for left := int(c.hole()); left > 0 && !p.sinks(); left -= len(zeroes) {
-			s.scatter(zeroes[:min(left, len(zeroes))])
-		}
+		s.at, s.gap = p.at(from), c.hole()
 	}
 	return chunkHoleSize, nil
 }
 
-// zeroes are what holes are made of.
+// zeroes are what holes are made of, mostZeroed how much is zeroed before others have their turn.
 var zeroes [32 << 10]byte
+
+const mostZeroed = 512 << 10
 
 // within is where in a part a chunk begins, which must lie within it, where nothing was written before.
 func within(p *part, offset uint64, length uint32) (uint32, error) {

@@ -127,6 +127,58 @@ var (
 	guards    = [...][2]int{{0, 4096}, {8192, 16384}, {16384 + 17000, 64 << 10}}
 )
 
+// TestLongHole: a few bytes say that megabytes are zero. Those are written a part at a time, so that others on the worker have their turn; nothing behind them is taken before, and a
+// request that is taken back meanwhile is not written to.
+func TestLongHole(t *testing.T) {
+	const length = 4 << 20
+	for _, withdrawn := range []bool{false, true} {
+		f := &fuzzed{memory: bytes.Repeat([]byte{blktest.Canary}, length), ended: map[uint64]blk.Outcome{}, tb: t}
+		f.replies = replies{table: &f.table, inbox: make([]byte, inboxSize)}
+		f.table.open()
+		f.replies.begin(true)
+		r := &blk.Request{Op: blk.OpRead, Length: length, Handler: f, Buffers: [][]byte{f.memory[:length/3], f.memory[length/3:]}}
+		k := f.take(r)
+		k.command, k.share, k.next = cmdRead, share, length
+		p := f.issue(k, cmdRead, 0, 0, length, 0)
+		f.out.pop()
+		p.waiting = false
+		g := got{cookie: p.cookie}
+		var err error
+		say := func(stream []byte) {
+			for len(stream) > 0 && err == nil {
+				var v receives
+				f.replies.aim(&v)
+				n := copy(v[0], stream)
+				stream, err = stream[n:], f.replies.arrived(n)
+			}
+		}
+		say(holeChunk(g, 0, 0, length))
+		goes := 1
+		for ; err == nil && f.replies.gap > 0; err, goes = f.replies.parse(), goes+1 {
+			for _, b := range f.memory[goes*mostZeroed:] {
+				if b != blktest.Canary {
+					t.Fatalf("go %d has written more than %d bytes", goes, mostZeroed)
+				}
+			}
+			if withdrawn && goes == 3 {
+				f.abandon(k)
+				f.finish(k, blk.Withdrawn)
+			}
+		}
+		say(none(g))
+		want, zeroed := blk.OK, length
+		if withdrawn {
+			want, zeroed = blk.Withdrawn, 3*mostZeroed
+		}
+		if o, ended := f.ended[0]; err != nil || !ended || o != want {
+			t.Errorf("after %d goes: %v, ended %v as %v", goes, err, ended, o)
+		}
+		if !bytes.Equal(f.memory[:zeroed], make([]byte, zeroed)) || withdrawn && f.memory[zeroed] != blktest.Canary {
+			t.Errorf("withdrawn %v: what is zero is not the first %d bytes", withdrawn, zeroed)
+		}
+	}
+}
+
 // A stream is written in short, or whoever mutates and shortens it would see little but payload: escape, two bytes of a count, and what comes so many times.
 const escape = 0xe5
 
