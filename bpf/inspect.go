@@ -118,7 +118,7 @@ func (d device) inspect(pinPath string) (*Attachment, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{Interface: d.name, Mode: d.mode, Program: ProgramInfo{uint32(d.program), info.Name, info.Tag}}
+	a := &Attachment{Interface: d.name, Mode: d.mode, Program: ProgramInfo{uint32(d.program), info.Name, info.Tag}, Maps: []MapInfo{}}
 	if err := a.findHolder(d, pinPath); err != nil {
 		return nil, err
 	}

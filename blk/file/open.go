@@ -54,9 +54,9 @@ func explain(err error) error {
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%w: make it (truncate -s SIZE), or correct the path", err)
 	case errors.Is(err, unix.ETXTBSY):
-		return fmt.Errorf("%w: it is used as swap space", err)
+		return fmt.Errorf("%w: it is used as swap space; swapoff it, or name another file", err)
 	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
-		return fmt.Errorf("%w: there is no device behind it", err)
+		return fmt.Errorf("%w: there is no device behind it; plug it in, or correct the path", err)
 	}
 	return err
 }

@@ -23,7 +23,7 @@ func Parse(uri string) (string, error) {
 		}
 		return bad(err.Error())
 	case u.Scheme != "file":
-		return bad("the scheme must be file")
+		return bad("the scheme must be file: write file:///path")
 	case u.Host != "" && u.Host != "localhost":
 		return bad("there is a host between // and the path: write file:///path")
 	case u.Opaque != "" || !strings.HasPrefix(u.Path, "/"):
@@ -31,9 +31,9 @@ func Parse(uri string) (string, error) {
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(uri, "#"):
 		return bad("nothing may follow the path; write %23 for # and %3F for ? in it")
 	case strings.ContainsRune(u.Path, 0):
-		return bad("the path contains a zero byte")
+		return bad("the path contains a zero byte: remove it")
 	case strings.HasSuffix(u.Path, "/"):
-		return bad("the path names a directory")
+		return bad("the path names a directory: name a file or a block device")
 	}
 	return path.Clean(u.Path), nil
 }

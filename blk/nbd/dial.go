@@ -71,8 +71,16 @@ func unreached(err error, network string) error {
 	if network == "unix" {
 		what = "the socket's path"
 	}
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
+	var name *net.DNSError
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("%w: start the server, or correct %s", err, what)
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return fmt.Errorf("%w: see that the host is up and has a route, or correct it", err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: let shuntd write to the socket, or run it as root", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: correct the host, or see to the name server", err)
 	}
 	return err
 }
@@ -129,7 +137,7 @@ func (s *Store) connect(ctx context.Context) (*link, error) {
 // say puts the URI before an error, and says in words that it was too late.
 func (s *Store) say(ctx context.Context, err error) error {
 	if cause := ctx.Err(); errors.Is(cause, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		err = errors.New("the server does not answer")
+		err = errors.New("the server does not answer: see that it runs, and that nothing between drops its packets")
 	} else if cause != nil {
 		err = cause
 	}

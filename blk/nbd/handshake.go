@@ -16,7 +16,7 @@ import (
 // Errors that callers test.
 var (
 	// ErrProtocol is wrapped where a server does not keep to the protocol.
-	ErrProtocol = errors.New("the server breaks the NBD protocol")
+	ErrProtocol = errors.New("the server breaks the NBD protocol, so another one is needed")
 	// ErrRefused is wrapped where a server does not want what it was asked for.
 	ErrRefused = errors.New("the server refuses")
 	// ErrNoExport says that the server has no export of that name.
@@ -58,11 +58,11 @@ func greet(ctx context.Context, c net.Conn, secure *tls.Config) (*session, error
 	s := &session{Conn: c}
 	var hello [18]byte
 	if _, err := io.ReadFull(c, hello[:16]); err != nil {
-		return nil, fmt.Errorf("no NBD server answers: %w", ended(err))
+		return nil, fmt.Errorf("no NBD server answers: %w: correct host and port, or look into the server's log", ended(err))
 	}
 	switch {
 	case binary.BigEndian.Uint64(hello[:]) != initMagic:
-		return nil, fmt.Errorf("%w: what answers is not an NBD server", ErrProtocol)
+		return nil, fmt.Errorf("%w: what answers is not an NBD server; correct host and port", ErrProtocol)
 	case binary.BigEndian.Uint64(hello[8:]) == oldstyleMagic:
 		return nil, fmt.Errorf("%w: it has the oldstyle handshake, which nothing can be asked in; use a newer server", ErrProtocol)
 	case binary.BigEndian.Uint64(hello[8:]) != optionMagic:

@@ -36,11 +36,11 @@ func (t TLS) config(a address) (*tls.Config, error) {
 	if t.CA != "" {
 		pem, err := os.ReadFile(t.CA)
 		if err != nil {
-			return nil, fmt.Errorf("certificates of the authorities: %w", err)
+			return nil, fmt.Errorf("certificates of the authorities: %w: name a file that can be read (tls: ca)", err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s has no certificate in PEM form", t.CA)
+			return nil, fmt.Errorf("%s has no certificate in PEM form: name a file that has (tls: ca)", t.CA)
 		}
 	}
 	if (t.Cert == "") != (t.Key == "") {
@@ -49,7 +49,7 @@ func (t TLS) config(a address) (*tls.Config, error) {
 	if t.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 		if err != nil {
-			return nil, fmt.Errorf("our own certificate: %w", err)
+			return nil, fmt.Errorf("our own certificate: %w: name files with a certificate and its key (tls: cert, key)", err)
 		}
 		c.Certificates = []tls.Certificate{pair}
 	}

@@ -64,7 +64,7 @@ func parseURI(s string) (a address, err error) {
 	}
 	a.export = strings.TrimPrefix(u.Path, "/")
 	if len(a.export) > maxString || strings.ContainsRune(a.export, 0) {
-		return bad("the name of an export has at most %d bytes, and none of them is zero", maxString)
+		return bad("the name of an export has at most %d bytes, and none of them is zero: choose another", maxString)
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
@@ -72,7 +72,7 @@ func parseURI(s string) (a address, err error) {
 	}
 	for key, values := range query {
 		if len(values) != 1 {
-			return bad("%s is given %d times", key, len(values))
+			return bad("%s is given %d times: give it once", key, len(values))
 		}
 		switch value := values[0]; {
 		case key == "socket" && unix:
@@ -81,10 +81,10 @@ func parseURI(s string) (a address, err error) {
 			a.host = value
 		case key == "tls-type" && value == "x509":
 		case key == "tls-type":
-			return bad("tls-type is %q, and only x509 is possible", value)
+			return bad("tls-type is %q, and only x509 is possible: write that, or remove it", value)
 		case key == "tls-verify-peer" && value == "1":
 		default:
-			return bad("%s=%s is not understood", key, value)
+			return bad("%s=%s is not understood: the keys are socket, tls-hostname, tls-type and tls-verify-peer", key, value)
 		}
 	}
 	if unix {
@@ -94,13 +94,13 @@ func parseURI(s string) (a address, err error) {
 		case u.Host != "":
 			return bad("%s has no host; write %s:///export?socket=...", u.Scheme, u.Scheme)
 		case len(a.address) > 107:
-			return bad("the path of a socket has at most 107 bytes")
+			return bad("the path of a socket has at most 107 bytes: choose a shorter one")
 		}
 		return a, nil
 	}
 	host, port := u.Hostname(), u.Port()
 	if host == "" {
-		return bad("the host is missing")
+		return bad("the host is missing: write %s://host:port/export", u.Scheme)
 	}
 	if port == "" {
 		port = defaultPort

@@ -45,8 +45,17 @@ func unreached(err error) error {
 	if errors.As(err, &call) {
 		err = call.Err
 	}
-	if errors.Is(err, unix.ECONNREFUSED) {
+	var name *net.DNSError
+	var late net.Error
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
 		return fmt.Errorf("%w: start it, or correct host and port", err)
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return fmt.Errorf("%w: see that the host is up and has a route, or correct it", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: correct the host, or see to the name server", err)
+	case errors.As(err, &late) && late.Timeout():
+		return fmt.Errorf("%w: see that it runs, and that nothing between drops its packets", err)
 	}
 	return err
 }
@@ -99,7 +108,7 @@ func (c *conn) initialize(o *Options) error {
 		return terminated(h)
 	}
 	if h.kind() != pduICResp || h.hlen() != initLength || h.plen() != initLength {
-		return fmt.Errorf("the answer is no ICResp (type %#x, HLEN %d, PLEN %d); is this an NVMe/TCP port?", h.kind(), h.hlen(), h.plen())
+		return fmt.Errorf("the answer is no ICResp (type %#x, HLEN %d, PLEN %d); is this an NVMe/TCP port? correct host and port if it is not", h.kind(), h.hlen(), h.plen())
 	}
 	if _, err := io.ReadFull(c, answer[commonLength:]); err != nil {
 		return err
@@ -248,7 +257,7 @@ func (o *Options) refusal(r cqe) error {
 	case scInvalidHost:
 		return fmt.Errorf("the subsystem does not admit host %s; allow it there", o.HostNQN)
 	case scBusy:
-		return errors.New("the controller is busy: it has no queue left")
+		return errors.New("the controller is busy: it has no queue left; disconnect another host, or raise their number at the target")
 	case scConnectInvalid:
 		name := "a parameter"
 		if r.result>>16&1 != 0 { // of the data
@@ -272,7 +281,7 @@ func (o *Options) refusal(r cqe) error {
 				name = "keep-alive timeout"
 			}
 		}
-		return fmt.Errorf("the controller does not accept the %s", name)
+		return fmt.Errorf("the controller does not accept the %s: correct it in the source, or look into the target's log", name)
 	}
 	return fmt.Errorf("the controller refused: %v", r.status)
 }

@@ -65,14 +65,14 @@ type Options struct {
 func ParseURL(text string) (Options, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return Options{}, fmt.Errorf("%q is no URL: %w", text, errors.Unwrap(err))
+		return Options{}, fmt.Errorf("%q is no URL (%w): write nvme+tcp://host:port/nqn?nsid=1", text, errors.Unwrap(err))
 	}
 	o := Options{Address: u.Host, NQN: strings.TrimPrefix(u.Path, "/")}
 	if u.Scheme != "nvme+tcp" {
 		return o, fmt.Errorf("%q is no URL of an NVMe/TCP namespace; it is nvme+tcp://host:port/nqn?nsid=1", text)
 	}
 	if u.User != nil || u.Fragment != "" {
-		return o, fmt.Errorf("%q: an NVMe/TCP namespace has neither user nor fragment", text)
+		return o, fmt.Errorf("%q: an NVMe/TCP namespace has neither user nor fragment: remove it", text)
 	}
 	q, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
@@ -80,7 +80,7 @@ func ParseURL(text string) (Options, error) {
 	}
 	for key, values := range q {
 		if len(values) != 1 {
-			return o, fmt.Errorf("%q: %s is given %d times", text, key, len(values))
+			return o, fmt.Errorf("%q: %s is given %d times: give it once", text, key, len(values))
 		}
 		if err := o.set(key, values[0]); err != nil {
 			return o, fmt.Errorf("%q: %w", text, err)
@@ -113,7 +113,7 @@ func (o *Options) set(key, value string) (err error) {
 		}
 	case "depth":
 		if o.QueueDepth, err = strconv.Atoi(value); err != nil {
-			return fmt.Errorf("depth %q is no number", value)
+			return fmt.Errorf("depth %q is no number, such as 128", value)
 		}
 	case "hostnqn":
 		o.HostNQN = value
@@ -131,7 +131,7 @@ func (o *Options) check() error {
 	if _, _, err := net.SplitHostPort(o.Address); err != nil {
 		o.Address = net.JoinHostPort(strings.Trim(o.Address, "[]"), "4420")
 		if _, _, err := net.SplitHostPort(o.Address); err != nil {
-			return fmt.Errorf("the NVMe/TCP controller's address: %w", err)
+			return fmt.Errorf("the NVMe/TCP controller's address: %w: write host:port", err)
 		}
 	}
 	if err := checkNQN("subsystem", o.NQN); err != nil {

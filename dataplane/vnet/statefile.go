@@ -78,7 +78,11 @@ func openStateFile(path, owner string, rings int) (*stateFile, error) {
 			}
 			_ = unix.Close(fd)
 		}
-		if !errors.Is(err, errGone) {
+		switch {
+		case errors.Is(err, errGone):
+		case errors.Is(err, unix.ENOSPC):
+			return nil, fmt.Errorf("state file %s: %w: make room on its file system, which is in memory", path, err)
+		default:
 			return nil, fmt.Errorf("state file %s: %w", path, err)
 		}
 	}
@@ -127,7 +131,7 @@ func (f *stateFile) open(owner string) error {
 // lockFile takes the lock of a file that is still at its path.
 func lockFile(fd int, path string) error {
 	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("another process has it, which serves the same socket: end that, or choose another socket: %w", err)
+		return fmt.Errorf("another process has it, which serves the same socket (%w): end that, or choose another socket", err)
 	}
 	var had, is unix.Stat_t
 	if err := unix.Fstat(fd, &had); err != nil {
@@ -144,7 +148,7 @@ func (f *stateFile) place(index int, l virtq.Layout, size int) (*place, error) {
 	at := stateHeader + index*slotBytes
 	// Now, and not when the worker first writes there, it must turn out that there is no memory left.
 	if err := unix.Fallocate(f.fd, unix.FALLOC_FL_KEEP_SIZE, int64(at), int64(recordBytes+8*size)); err != nil {
-		return nil, fmt.Errorf("room in state file %s: %w", f.path, err)
+		return nil, fmt.Errorf("room in state file %s: %w: make some on its file system, which is in memory", f.path, err)
 	}
 	b := f.mapping.Bytes()[at:]
 	records, err := shm.View[record](b, 1)

@@ -24,9 +24,10 @@ type options struct {
 func newCommand() *cobra.Command {
 	o := &options{}
 	cmd := &cobra.Command{
-		Use:           "shuntbpf",
-		Short:         "Load, attach and look at XDP programs",
-		Long:          "Shuntbpf loads, attaches and looks at XDP programs: shunt's own, which is built in,\nand those of any object file. It works in the network namespace it is run in.",
+		Use:   "shuntbpf",
+		Short: "Load, attach and look at XDP programs",
+		Long: "Shuntbpf loads, attaches and looks at XDP programs: shunt's own, which is built in,\nand those of any object file. It works in the network namespace it is run in.\n" +
+			"Exit status 0: done; 1: it failed; 2: it was asked for something that makes no sense.",
 		Version:       control.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -109,7 +109,7 @@ func (c *command) policyFile(file string) (acl.Policy, error) {
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
-			return acl.Policy{}, usageError{fmt.Errorf("read the rules: %w", err)}
+			return acl.Policy{}, usageError{fmt.Errorf("read the rules: %w: name a file that can be read", err)}
 		}
 		defer f.Close()
 		name, in = file, f

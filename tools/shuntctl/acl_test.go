@@ -81,7 +81,7 @@ func TestACLBadInput(t *testing.T) {
 		{[]string{"acl", "set", "p"}, "shuntctl: set which rules? name a file with -f, or give --rule, once for each\n"},
 		{[]string{"acl", "set", "p", "-f", "x", "--rule", "allow in"}, "shuntctl: set which rules?"},
 		{[]string{"acl", "set", "p", "-f", "x", "--default", "allow"}, "shuntctl: --default is for --rule: the file says its own\n"},
-		{[]string{"acl", "set", "p", "-f", dir + "/none"}, "shuntctl: read the rules: open " + dir + "/none: no such file or directory\n"},
+		{[]string{"acl", "set", "p", "-f", dir + "/none"}, "shuntctl: read the rules: open " + dir + "/none: no such file or directory: name a file that can be read\n"},
 		{[]string{"acl", "set", "p", "-f", wrong}, wrong + `:1:10: "tpc" is none of any, ether, from, icmp, icmpv6, proto, tcp, to, udp, which may stand here` + "\n" +
 			wrong + `:3:14: "too" is none of from, to, which may stand here` + "\n"},
 		{[]string{"acl", "set", "p", "-f", "-"}, `stdin:1:1: "ports:" is none of allow, default, deny, which may stand here` + "\n"},

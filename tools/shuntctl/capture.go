@@ -151,7 +151,7 @@ func (c *command) create(file string) (io.Writer, func() error, error) {
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // what packets say is nobody else's
 	if err != nil {
-		return nil, nil, usageError{err}
+		return nil, nil, usageError{fmt.Errorf("%w: name a file that can be written to", err)}
 	}
 	return f, f.Close, nil
 }

@@ -257,9 +257,14 @@ func TestUnits(t *testing.T) {
 
 func TestCompletion(t *testing.T) {
 	_, socket := daemon(t)
-	var out, errs bytes.Buffer
-	args := []string{"__complete", "--socket", socket, "delete", "port", ""}
-	if status := run(t.Context(), args, strings.NewReader(""), &out, &errs); status != 0 || out.String() != "vm1-eth0\nvm2-eth0\n:4\n" {
-		t.Errorf("%d %s %s", status, out.String(), errs.String())
+	for _, test := range []struct{ line, want string }{
+		{"delete port", "vm1-eth0\nvm2-eth0\n:4\n"},
+		{"stats", "up0\nup1\nvm1-eth0\nvm2-eth0\n:4\n"},
+	} {
+		var out, errs bytes.Buffer
+		args := append([]string{"__complete", "--socket", socket}, strings.Fields(test.line)...)
+		if status := run(t.Context(), append(args, ""), strings.NewReader(""), &out, &errs); status != 0 || out.String() != test.want {
+			t.Errorf("%s: %d %s %s", test.line, status, out.String(), errs.String())
+		}
 	}
 }

@@ -23,7 +23,7 @@ func (c *command) stats() *cobra.Command {
 		Long: "stats shows counters as the engine sees them: RX came into it, from a port's guest or an uplink's wire;\n" +
 			"TX left it, to the guest or onto the wire. A volume counts requests and bytes, and by its NAME how long each kind took.\n" +
 			"With -w it goes on, and shows what changes in a second.",
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.names(control.KindPort, control.KindUplink, control.KindVolume),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) > 0 {

@@ -81,7 +81,7 @@ func stateFile(socket string) (string, error) {
 		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: make the directory for shuntd, or run it as root", err)
 	}
 	name := url.PathEscape(socket)
 	if len(name) > unix.NAME_MAX { // of letters that are three escapes each
