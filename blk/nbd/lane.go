@@ -27,7 +27,6 @@ type lane struct {
 	memory  *uring.Memory // of what follows, and of replies.inbox
 	headers []byte        // of parts, by their slot
 	bounce  []byte        // the rest of a write that was withdrawn while it was sent
-	scratch [4096]byte    // to see whether memory is there
 
 	// The connection.
 	fd       int // -1: none

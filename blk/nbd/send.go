@@ -116,7 +116,7 @@ func (l *lane) unreadable() {
 	l.faults++
 	for i := min(l.batch, l.out.n) - 1; i >= 0; i-- {
 		p := &l.parts[l.out.at(i)]
-		if p.payload() == 0 || p.task == nil || l.faults == 1 && l.readable(p) {
+		if p.payload() == 0 || p.task == nil || l.faults == 1 && p.readable() {
 			continue
 		}
 		p.task.worst = blk.Failed
@@ -133,16 +133,14 @@ func (l *lane) unreadable() {
 }
 
 // readable tells whether all of a write's payload is there.
-func (l *lane) readable(p *part) bool {
+func (p *part) readable() bool {
 	at := p.start
-	for left := int(p.length); left > 0; {
+	for left := int(p.length); left > 0; at = (place{buffer: at.buffer + 1}) {
 		b := p.task.r.Buffers[at.buffer][at.offset:]
-		b = b[:min(len(b), left, len(l.scratch))]
-		if !guestmem.Copy(l.scratch[:], b) {
+		if b = b[:min(len(b), left)]; !guestmem.Readable(b) {
 			return false
 		}
 		left -= len(b)
-		at = at.forward(p.task.r.Buffers, len(b))
 	}
 	return true
 }

@@ -18,6 +18,7 @@ type command struct {
 	op     blk.Op
 	task   int32  // nobody: an orphan, whose request has ended
 	at     cursor // in the request's buffers, of the next byte to send or receive
+	first  cursor // the same, of the first one
 	length uint32 // bytes of data it moves
 
 	begun    bool // its capsule is being sent, or has been
@@ -68,7 +69,7 @@ func (l *lane) command(t *task) {
 	i := l.free[len(l.free)-1]
 	l.free = l.free[:len(l.free)-1]
 	c, r := &l.commands[i], t.request
-	*c = command{head: c.head, index: i, uses: c.uses + 1, op: r.Op, task: t.index, at: t.at, since: l.host.Worker.Now()}
+	*c = command{head: c.head, index: i, uses: c.uses + 1, op: r.Op, task: t.index, at: t.at, first: t.at, since: l.host.Worker.Now()}
 	c.cid = c.uses<<indexBits | uint16(i)
 	n := l.compose(c, r, t.next)
 	t.next += max(n, 1)

@@ -60,6 +60,24 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+func TestReadable(t *testing.T) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	guest := truncated(t)
+	for _, part := range [][]byte{nil, guest[:1], guest[:2*4096], guest[4095:4097], guest[2*4096-1 : 2*4096]} {
+		if !guestmem.Readable(part) {
+			t.Errorf("%d bytes are not there", len(part))
+		}
+	}
+	for _, part := range [][]byte{guest[2*4096:], guest[2*4096-1 : 2*4096+1], guest[4*4096-1:], guest[4095 : 2*4096+1], guest} {
+		if guestmem.Readable(part) {
+			t.Errorf("%d bytes are there, some of which are gone", len(part))
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { guestmem.Readable(guest[:4097]) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestCopyAllocatesNothing(t *testing.T) {
 	dst, src := make([]byte, 4096), make([]byte, 4096)
 	if n := testing.AllocsPerRun(100, func() { guestmem.Copy(dst, src) }); n != 0 {
