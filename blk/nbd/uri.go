@@ -23,6 +23,12 @@ type address struct {
 	secure  bool // TLS must be
 }
 
+// CheckURI tells what is wrong with a URI, whoever may answer there; the error wraps ErrURI.
+func CheckURI(uri string) error {
+	_, err := parseURI(uri)
+	return err
+}
+
 // parseURI takes the URIs of the protocol's document uri.md apart:
 //
 //	nbd://host[:port]/export            nbds://...        with TLS

@@ -15,7 +15,7 @@ import (
 
 func main() {
 	os.Exit(daemon.Main(daemon.Options{
-		Args: os.Args[1:],
+		Args: os.Args[1:], Check: checkSources,
 		NewEngine: func(c *config.Config, log *slog.Logger) (control.Engine, error) {
 			e, err := newEngine(c.Workers, log)
 			if err != nil {

@@ -27,6 +27,25 @@ type storeOptions struct {
 	watcher blk.Watcher
 }
 
+// checkSources tells which volumes have sources that their stores do not understand.
+func checkSources(c *config.Config) (wrong []error) {
+	for i, v := range c.Volumes {
+		var err error
+		switch config.Scheme(v.Source) {
+		case config.SchemeFile:
+			_, err = file.Parse(v.Source)
+		case config.SchemeNVMe:
+			_, err = storeOptions{VolumeSource: v.From()}.nvme()
+		default:
+			err = nbd.CheckURI(v.Source)
+		}
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("volumes[%d].source: %w", i, err))
+		}
+	}
+	return wrong
+}
+
 // openStore reaches a store. It may take as long as ctx.
 func openStore(ctx context.Context, o storeOptions) (blk.Store, error) {
 	switch config.Scheme(o.Source) {

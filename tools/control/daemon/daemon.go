@@ -52,6 +52,8 @@ type Options struct {
 	Stderr io.Writer // nil: os.Stderr
 	// NewEngine makes an engine that holds no object yet, from the configuration's workers.
 	NewEngine func(c *config.Config, log *slog.Logger) (control.Engine, error)
+	// Check tells what is wrong with a configuration that keeps all rules, an error for each object. For --check; nil: nothing more is looked at.
+	Check func(c *config.Config) []error
 	// Signals are acted upon as they come. Nil: those that the process gets.
 	Signals <-chan os.Signal
 }
@@ -133,6 +135,14 @@ func (d *daemon) run() int {
 		}
 		fmt.Fprintln(d.Stderr, err)
 		return ExitUsage
+	}
+	if d.check && d.Check != nil {
+		if wrong := d.Check(c); len(wrong) > 0 {
+			for _, err := range wrong {
+				fmt.Fprintf(d.Stderr, "%s: %v\n", d.configFile, err)
+			}
+			return ExitUsage
+		}
 	}
 	if d.check {
 		fmt.Fprintf(d.Stdout, "%s: the configuration is good\n", d.configFile)

@@ -59,6 +59,19 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// --check asks who makes the engine, too.
+func TestCheckOfTheEngine(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, file, "networks: [{name: blue}]\n")
+	var stdout, stderr bytes.Buffer
+	status := Main(Options{Args: []string{"--check", "--config", file}, Stdout: &stdout, Stderr: &stderr, Check: func(c *config.Config) []error {
+		return []error{errors.New(c.Networks[0].Name + " is too blue: lighten it"), errors.New("and more")}
+	}})
+	if want := file + ": blue is too blue: lighten it\n" + file + ": and more\n"; status != ExitUsage || stderr.String() != want || stdout.Len() > 0 {
+		t.Errorf("status %d, %q, %q", status, stdout.String(), stderr.String())
+	}
+}
+
 func write(t *testing.T, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
