@@ -202,10 +202,7 @@ func (a *association) more(ctx context.Context, n *namespaceData) error {
 	b, err := a.admin.identify(ctx, "the NVM command set's limits", cnsSetSpecific, 0)
 	switch {
 	case err == nil:
-		if wzsl := b[1]; wzsl != 0 && wzsl < 32 {
-			n.mostZeroes = uint64(1) << (uint(wzsl) + a.page) >> n.Shift
-		}
-		n.mostDiscard = uint64(le.Uint32(b[4:])) // DMRSL
+		n.bound(b, a.page)
 	case !refusedOnly(err):
 		return err
 	}
@@ -296,6 +293,8 @@ func (a *association) limits(t terms) limits {
 	l.mostZeroes, l.mostDiscard = uint64(1)<<16<<n.Shift, uint64(1<<32-1)<<n.Shift
 	if n.mostZeroes != 0 {
 		l.mostZeroes = min(l.mostZeroes, n.mostZeroes<<n.Shift)
+	} else if a.controller.MDTS != 0 {
+		l.mostZeroes = l.most // by the specification MDTS is about data that moves, but there are controllers that take it for zeroes as well
 	}
 	if n.mostDiscard != 0 {
 		l.mostDiscard = min(l.mostDiscard, n.mostDiscard<<n.Shift)

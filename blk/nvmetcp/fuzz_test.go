@@ -269,6 +269,7 @@ func FuzzIdentify(f *testing.F) {
 		c := parseController(page)
 		c.inCapsule()
 		if n, err := parseNamespace(page); err == nil {
+			n.bound(b256(b), 12)
 			if i := n.info(c); i.Size%uint64(i.BlockSize) != 0 || i.Size == 0 || i.PhysicalBlock&(i.PhysicalBlock-1) != 0 {
 				t.Errorf("info %+v", i)
 			}
@@ -283,4 +284,11 @@ func FuzzIdentify(f *testing.F) {
 		parseHealth(page)
 		parseDiscovery(page[:discoveryEntry])
 	})
+}
+
+// b256 is the beginning of a page, whose rest nobody reads.
+func b256(b []byte) []byte {
+	page := make([]byte, 256)
+	copy(page, b)
+	return page
 }

@@ -107,6 +107,17 @@ func parseNamespace(b []byte) (namespaceData, error) {
 	return n, nil
 }
 
+// bound takes what Identify Controller of the NVM command set says of the length of single commands, in units of 2^page bytes.
+func (n *namespaceData) bound(b []byte, page uint) {
+	if wzsl := uint(b[1]); wzsl != 0 && wzsl+page < 64 {
+		n.mostZeroes = max(uint64(1)<<(wzsl+page)>>n.Shift, 1)
+	}
+	n.mostDiscard = uint64(le.Uint32(b[4:]))                                                            // DMRSL: of a range, of which we give one
+	if all := min(le.Uint64(b[8:]), 1<<32-1); all != 0 && (n.mostDiscard == 0 || all < n.mostDiscard) { // DMSL: of all ranges
+		n.mostDiscard = all
+	}
+}
+
 // power is a count of blocks, 0's based, in bytes if that is a power of two.
 func (n namespaceData) power(b []byte) uint64 {
 	v := (uint64(le.Uint16(b)) + 1) << n.Shift

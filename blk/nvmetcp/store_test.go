@@ -395,3 +395,32 @@ func TestWorkerLacks(t *testing.T) {
 		t.Errorf("the other lane went down: %v", good.downs)
 	}
 }
+
+// TestLimits: no command is longer than the controller says that it takes.
+func TestLimits(t *testing.T) {
+	for _, k := range []struct {
+		mdts, wzsl      byte
+		dmrsl           uint32
+		dmsl            uint64
+		zeroes, discard uint64 // bytes
+	}{
+		{zeroes: 32 << 20, discard: (1<<32 - 1) << 9},
+		{mdts: 5, zeroes: 128 << 10, discard: (1<<32 - 1) << 9},
+		{mdts: 5, wzsl: 9, zeroes: 2 << 20, discard: (1<<32 - 1) << 9},
+		{dmrsl: 1000, zeroes: 32 << 20, discard: 1000 << 9},
+		{dmsl: 500, zeroes: 32 << 20, discard: 500 << 9},
+		{dmrsl: 1000, dmsl: 500, zeroes: 32 << 20, discard: 500 << 9},
+		{dmsl: 1 << 60, zeroes: 32 << 20, discard: (1<<32 - 1) << 9},
+		{dmrsl: 1000, dmsl: 5000, zeroes: 32 << 20, discard: 1000 << 9},
+	} {
+		page := b256(nil)
+		page[1] = k.wzsl
+		le.PutUint32(page[4:], k.dmrsl)
+		le.PutUint64(page[8:], k.dmsl)
+		a := &association{o: &Options{QueueDepth: 128}, entries: 128, page: 12, controller: controllerData{MDTS: k.mdts, IOCCSZ: 4}, namespace: namespaceData{Blocks: 1 << 30, Shift: 9}}
+		a.namespace.bound(page, a.page)
+		if l := a.limits(terms{align: 4}); l.mostZeroes != k.zeroes || l.mostDiscard != k.discard {
+			t.Errorf("%+v: it zeroes %d bytes and discards %d", k, l.mostZeroes, l.mostDiscard)
+		}
+	}
+}
