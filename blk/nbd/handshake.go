@@ -39,6 +39,7 @@ type session struct {
 	net.Conn
 	encrypted bool
 	noZeroes  bool
+	entered   bool // the transmission phase has begun, where the server knows no other way to tell of an export
 }
 
 // optionReply is the server's answer to an option.
@@ -52,6 +53,9 @@ const maxReply = 2*maxString + 16
 
 // maxReplies bounds how many replies one option has, of which only lists have many.
 const maxReplies = 10000
+
+// maxList bounds how much of a list is kept.
+const maxList = 4 << 20
 
 // greet does what comes before options: newstyle, and TLS if it is wanted.
 func greet(ctx context.Context, c net.Conn, secure *tls.Config) (*session, error) {
@@ -301,6 +305,7 @@ func (s *session) enterOld(e *export, name string) error {
 	if _, err := io.ReadFull(s, data); err != nil {
 		return fmt.Errorf("%w: it says nothing about an export of that name, and %w", ErrNoExport, ended(err))
 	}
+	s.entered = true
 	e.size, e.flags = binary.BigEndian.Uint64(data), binary.BigEndian.Uint16(data[8:])
 	return e.check()
 }
@@ -331,8 +336,9 @@ func (s *session) list() (exports []Export, err error) {
 	if err := s.option(optList, nil); err != nil {
 		return nil, err
 	}
-	for range maxReplies {
+	for i, size := 0, 0; i < maxReplies && size <= maxList; i++ {
 		r, err := s.reply(optList)
+		size += len(r.data)
 		switch {
 		case err != nil:
 			return nil, err
@@ -349,11 +355,24 @@ func (s *session) list() (exports []Export, err error) {
 		}
 		exports = append(exports, Export{Name: string(text[:n]), Description: printable(text[n:], maxString)})
 	}
-	return nil, fmt.Errorf("%w: its list of exports has more than %d entries", ErrProtocol, maxReplies)
+	return nil, fmt.Errorf("%w: its list of exports has more than %d entries, or %d bytes", ErrProtocol, maxReplies, maxList)
 }
 
-// leave ends a session during the handshake, as softly as the protocol wants it.
+// leave ends a session that was only to ask something, as softly as the protocol wants it.
 func (s *session) leave() {
-	s.option(optAbort, nil) //nolint:errcheck // it is over either way
+	c := s.Conn
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		t.SetLinger(-1) //nolint:errcheck // the goodbye arrives most of the time
+	}
+	if s.entered {
+		goodbye := make(request, requestSize)
+		goodbye.put(0, cmdDisc, 0, 0, 0)
+		s.Write(goodbye) //nolint:errcheck // it is over either way
+	} else {
+		s.option(optAbort, nil) //nolint:errcheck // as above
+	}
 	s.Close()
 }

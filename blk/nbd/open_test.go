@@ -1,9 +1,11 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -183,7 +185,7 @@ func TestPatience(t *testing.T) {
 	}
 }
 
-// TestExportName opens an export of a server that does not know GO.
+// TestExportName opens an export of a server that does not know GO, and asks it again: for that it must be opened once more, and is left as it is to be left then.
 func TestExportName(t *testing.T) {
 	for _, zeroes := range []bool{false, true} {
 		l, err := net.Listen("unix", socketPath(t, "s"))
@@ -191,37 +193,72 @@ func TestExportName(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
+		flags := uint16(flagFixedNewstyle | flagNoZeroes)
+		if zeroes {
+			flags = flagFixedNewstyle
+		}
+		ends := make(chan got, 8)
 		go func() {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			flags := uint16(flagFixedNewstyle | flagNoZeroes)
-			if zeroes {
-				flags = flagFixedNewstyle
-			}
-			c.Write(hello(flags))
-			var four [4]byte
-			c.Read(four[:])
 			for {
-				option, err := readOption(c)
+				c, err := l.Accept()
 				if err != nil {
 					return
 				}
-				if option != optExportName {
-					c.Write(optReply(option, repErrUnsup))
-					continue
-				}
-				answer := binary.BigEndian.AppendUint16(be64(1<<20), mockFlags)
-				if zeroes {
-					answer = append(answer, make([]byte, lengthExportZeroes)...)
-				}
-				c.Write(answer)
+				go func() {
+					g, err := exportNamed(c, flags)
+					if err != nil {
+						g.command = 0xffff
+					}
+					ends <- g
+				}()
 			}
 		}()
 		s := open(t, Options{URI: "nbd+unix:///old?socket=" + l.Addr().String()})
 		if i := s.Info(); i.Size != 1<<20 || !i.FUA || i.BlockSize != 512 {
 			t.Errorf("it is %+v", i)
+		}
+		if i, err := s.Refresh(t.Context()); err != nil || i.Size != 1<<20 {
+			t.Errorf("asked again: %+v, %v", i, err)
+		}
+		if g := <-ends; g.command != cmdDisc {
+			t.Errorf("it is left with %+v", g)
+		}
+	}
+}
+
+// exportNamed serves a connection of who knows nothing but EXPORT_NAME, and returns the first command.
+func exportNamed(c net.Conn, flags uint16) (got, error) {
+	defer c.Close()
+	c.Write(hello(flags))
+	if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
+		return got{}, err
+	}
+	for {
+		option, err := readOption(c)
+		if err != nil {
+			return got{}, err
+		}
+		if option != optExportName {
+			c.Write(optReply(option, repErrUnsup))
+			continue
+		}
+		answer := binary.BigEndian.AppendUint16(be64(1<<20), mockFlags)
+		if flags&flagNoZeroes == 0 {
+			answer = append(answer, make([]byte, lengthExportZeroes)...)
+		}
+		c.Write(answer)
+		return (&mockConn{Conn: c}).header()
+	}
+}
+
+// TestListBounds: a list that does not end, of short names or of long ones, is not kept.
+func TestListBounds(t *testing.T) {
+	for _, name := range []int{1, maxString} {
+		entry := optReply(optList, repServer, append(be32(uint32(name)), make([]byte, 2*name)...)...)
+		n := min(maxReplies, maxList/len(entry)+1) + 1
+		s := &session{Conn: &saying{rest: append(bytes.Repeat(entry, n), optReply(optList, repAck)...)}}
+		if exports, err := s.list(); !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "its list of exports has more than") {
+			t.Errorf("%d entries of %d bytes: %d are kept, %v", n, len(entry), len(exports), err)
 		}
 	}
 }
