@@ -4,7 +4,7 @@
 //	             ├─ a write through the page cache that may wait ─▶ a thread of ours: pwritev ─▶ Done
 //	             ├─ they do not fit ─▶ a chunk of bounce memory ─▶ read, write ─▶ the next chunk ─▶ Done
 //	             ├─ flush ─▶ fdatasync
-//	             └─ discard, write zeroes ─▶ fallocate ─▶ where that is refused: the next best
+//	             └─ discard, write zeroes ─▶ fallocate, or a command to the device ─▶ where that is refused: the next best
 //
 // A request is one operation of the worker's io_uring, or a few in a row: the kernel may do a part of it, bounce memory holds a part of it, a file
 // system may refuse to punch holes. Each completion either begins the next operation or ends the request (lane.go).
@@ -23,5 +23,5 @@
 //
 // The file is locked (flock) for as long as its open file description lives, and that is what the IO uses: so not only until this process
 // closes it, but until the last operation that the kernel has begun for it has ended, even if the process was killed. The next daemon waits for the lock, and
-// by then no earlier write can overtake its own.
+// by then no earlier write can overtake its own. A block device that is written to is claimed (O_EXCL) for as long, against all who would not ask for a lock, such as a mount.
 package file
