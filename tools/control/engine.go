@@ -55,7 +55,7 @@ func (r *reason) Unwrap() error { return r.kind }
 // The methods that change something are called by one goroutine at a time, and each one is atomic: when it returns an
 // error, the engine holds what it held before, and nothing is left behind. Their errors are one sentence that names
 // what is wrong and what to do; the object's kind and name are put in front by the controller. They return when the
-// change is in force: after RemovePort no worker looks at the guest's memory any more. The context bounds how long.
+// change is in force: after RemovePorts no worker looks at the guest's memory any more. The context bounds how long.
 // Once it is in force there is no error: what of the state before could not be given back is in the log, since no
 // second call could give it back either.
 //
@@ -83,11 +83,12 @@ type Engine interface {
 	RemoveNetwork(ctx context.Context, name string) error
 
 	// AddPort opens the port's socket. UpdatePort changes everything but what Replaces names, while the guest stays
-	// connected. RemovePort disconnects the guest and removes the socket. again: a port of the same
-	// change serves the socket; otherwise what is kept for those who serve its guest later goes too.
+	// connected. RemovePorts disconnects the guests and removes the sockets. again, for each: a port of the
+	// same change serves the socket; otherwise what is kept for those who serve its guest later goes too. It returns an error for each that there is no
+	// such port of, and nil for the others.
 	AddPort(ctx context.Context, p config.Port) error
 	UpdatePort(ctx context.Context, p config.Port) error
-	RemovePort(ctx context.Context, name string, again bool) error
+	RemovePorts(ctx context.Context, names []string, again []bool) []error
 
 	// AddVolumeGroup makes a limit that volumes share; UpdateVolumeGroup changes it under them. RemoveVolumeGroup comes after its last volume is gone or
 	// has left it.

@@ -233,15 +233,6 @@ func (r *reconciler) setPort(p config.Port) error {
 	return err
 }
 
-func (r *reconciler) removePort(name string, again bool) error {
-	err := r.call(func(ctx context.Context) error { return r.engine.RemovePort(ctx, name, again) })
-	if err == nil {
-		r.advanced = true
-		delete(r.ports.now, name)
-	}
-	return err
-}
-
 // The obstacles: why an object cannot be as wanted beside what the engine holds now. After a configuration that passed
 // its rules there is one only where an earlier step failed.
 

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"reflect"
 
@@ -18,28 +20,42 @@ func segmentOf(n config.Network) segment { return segment{n.Uplink, n.VNI} }
 // 1
 
 func (r *reconciler) removePorts() {
+	served := map[string]bool{"": false} // sockets
+	for _, p := range r.ports.want {
+		served[p.Socket] = p.Socket != ""
+	}
+	var names []string
+	var again []bool
 	for _, name := range r.ports.order {
 		was, there := r.ports.was[name]
 		want, stays := r.ports.want[name]
-		if !there || stays && !Replaces(was, want) && !r.addressTaken(was, want) {
-			continue
+		if there && (!stays || Replaces(was, want) || r.addressTaken(was, want)) {
+			names, again = append(names, name), append(again, served[was.Socket])
 		}
-		if err := r.removePort(name, r.serves(was.Socket)); err != nil {
-			r.fail(KindPort, name, err)
-			continue
-		}
-		r.note(KindPort, name, Removed)
 	}
+	r.removeTogether(KindPort, names, func(ctx context.Context) []error { return r.engine.RemovePorts(ctx, names, again) },
+		func(name string) { delete(r.ports.now, name) })
 }
 
-// serves reports whether a port is wanted that has a socket.
-func (r *reconciler) serves(socket string) bool {
-	for _, p := range r.ports.want {
-		if socket != "" && p.Socket == socket {
-			return true
-		}
+// removeTogether removes objects by one call of the engine, which has an error for each.
+func (r *reconciler) removeTogether(kind Kind, names []string, remove func(context.Context) []error, removed func(name string)) {
+	if len(names) == 0 {
+		return
 	}
-	return false
+	errs := make([]error, len(names))
+	closed := r.call(func(ctx context.Context) error {
+		errs = remove(ctx)
+		return nil
+	})
+	for i, name := range names {
+		if err := cmp.Or(closed, errs[i]); err != nil {
+			r.fail(kind, name, err)
+			continue
+		}
+		r.advanced = true
+		removed(name)
+		r.note(kind, name, Removed)
+	}
 }
 
 // addressTaken reports whether a port moves to an address that another one has and is to leave. Ports that trade places

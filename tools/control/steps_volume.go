@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"context"
 	"reflect"
 	"slices"
@@ -28,23 +27,8 @@ func (r *reconciler) removeVolumes() {
 			names = append(names, name)
 		}
 	}
-	if len(names) == 0 {
-		return
-	}
-	errs := make([]error, len(names))
-	closed := r.call(func(ctx context.Context) error {
-		errs = r.engine.RemoveVolumes(ctx, names)
-		return nil
-	})
-	for i, name := range names {
-		if err := cmp.Or(closed, errs[i]); err != nil {
-			r.fail(KindVolume, name, err)
-			continue
-		}
-		r.advanced = true
-		delete(r.volumes.now, name)
-		r.note(KindVolume, name, Removed)
-	}
+	r.removeTogether(KindVolume, names, func(ctx context.Context) []error { return r.engine.RemoveVolumes(ctx, names) },
+		func(name string) { delete(r.volumes.now, name) })
 }
 
 // 8

@@ -125,10 +125,9 @@ func (e *engine) removeAll(ctx context.Context) (errs []error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.ports {
-		errs = append(errs, e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.stopPort(p))
+		errs = append(errs, e.haltPort(p))
 	}
-	errs = append(errs, e.fabric.DetachPorts(slices.Collect(maps.Keys(e.ports))...))
-	clear(e.ports)
+	errs = append(errs, e.dropPorts(slices.Collect(maps.Values(e.ports))))
 	for name, n := range e.networks {
 		delete(e.networks, name)
 		errs = append(errs, e.fabric.RemoveNetwork(name), e.unsteer(n))

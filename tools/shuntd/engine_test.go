@@ -31,3 +31,9 @@ func testPort(name, dir string, mac byte) config.Port {
 	return config.Port{Name: name, Network: "blue", Socket: filepath.Join(dir, name), Role: config.RoleServer, Mode: 0o600, Queues: 1,
 		MAC: config.MAC{2, 0, 0, 0, 0, mac}, LearnLimit: 8}
 }
+
+// remove removes a port.
+func remove(t *testing.T, e *engine, port string, again bool) error {
+	t.Helper()
+	return e.RemovePorts(t.Context(), []string{port}, []bool{again})[0]
+}

@@ -102,7 +102,7 @@ func TestChangesInForceDoNotFail(t *testing.T) {
 		name   string
 		remove func() error
 	}{
-		{"port b", func() error { return e.RemovePort(t.Context(), "b", false) }},
+		{"port b", func() error { return remove(t, e, "b", false) }},
 		{"network blue", func() error { return e.RemoveNetwork(t.Context(), "blue") }},
 		{"uplink up0", func() error { return e.RemoveUplink(t.Context(), "up0") }},
 	} {

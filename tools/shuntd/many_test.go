@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -13,7 +14,7 @@ import (
 
 // What a start and a stop cost grows as the number of ports does, and not as its square: ports come into force and go together.
 func TestStartOfManyPorts(t *testing.T) {
-	cost := func(ports int) (start, stop uint64) {
+	cost := func(ports int, stopping func(*engine, *control.Controller, config.Config)) (start, stop uint64) {
 		dir := ringStates(t)
 		e := newTestEngine(t, 1)
 		c := &config.Config{Workers: config.Workers{Idle: config.IdleAdaptive, HugePages: config.ToggleAuto}, Control: config.Control{Socket: config.DefaultSocket},
@@ -31,19 +32,32 @@ func TestStartOfManyPorts(t *testing.T) {
 			t.Fatal(err)
 		}
 		runtime.ReadMemStats(&started)
-		for _, err := range e.removeAll(t.Context()) {
-			if err != nil {
-				t.Error(err)
-			}
+		stopping(e, controller, *c)
+		if len(e.ports) > 0 {
+			t.Errorf("%d ports are left", len(e.ports))
 		}
 		runtime.ReadMemStats(&stopped)
 		return started.Mallocs - before.Mallocs, stopped.Mallocs - started.Mallocs
 	}
-	const few, many = 50, 500
-	fewStart, fewStop := cost(few)
-	manyStart, manyStop := cost(many)
-	t.Logf("allocations: %d and %d for %d ports, %d and %d for %d", fewStart, fewStop, few, manyStart, manyStop, many)
-	if most := uint64(2 * many / few); manyStart > most*fewStart || manyStop > most*fewStop {
-		t.Errorf("%d times as many ports cost %d times as much to start and %d times to stop", many/few, manyStart/fewStart, manyStop/fewStop)
+	for name, stopping := range map[string]func(*engine, *control.Controller, config.Config){
+		"the daemon stops": func(e *engine, _ *control.Controller, _ config.Config) {
+			if err := errors.Join(e.removeAll(t.Context())...); err != nil {
+				t.Error(err)
+			}
+		},
+		"a configuration has none": func(_ *engine, controller *control.Controller, c config.Config) {
+			c.Ports = nil
+			if _, err := controller.Apply(t.Context(), &c); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		const few, many = 50, 500
+		fewStart, fewStop := cost(few, stopping)
+		manyStart, manyStop := cost(many, stopping)
+		t.Logf("%s: allocations: %d and %d for %d ports, %d and %d for %d", name, fewStart, fewStop, few, manyStart, manyStop, many)
+		if most := uint64(2 * many / few); manyStart > most*fewStart || manyStop > most*fewStop {
+			t.Errorf("%s: %d times as many ports cost %d times as much to start and %d times to stop", name, many/few, manyStart/fewStart, manyStop/fewStop)
+		}
 	}
 }

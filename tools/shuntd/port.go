@@ -244,26 +244,43 @@ func (e *engine) movePort(p *port, places []*worker) {
 	}
 }
 
-// RemovePort implements control.Engine.
-func (e *engine) RemovePort(_ context.Context, name string, again bool) error {
+// RemovePorts implements control.Engine.
+func (e *engine) RemovePorts(_ context.Context, names []string, again []bool) []error {
+	errs := make([]error, len(names))
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p := e.ports[name]
-	if p == nil {
-		return fmt.Errorf("port %s: %w", name, control.ErrNotFound)
+	var going []*port
+	for i, name := range names {
+		p := e.ports[name]
+		if p == nil {
+			errs[i] = fmt.Errorf("port %s: %w", name, control.ErrNotFound)
+			continue
+		}
+		going = append(going, p)
+		e.left("port", name, e.haltPort(p))
+		if !again[i] {
+			e.left("port", name, p.forget())
+		}
 	}
-	delete(e.ports, name)
-	err := e.takePort(p)
-	if !again {
-		err = errors.Join(err, p.forget())
+	if err := e.dropPorts(going); err != nil {
+		e.log.Warn("ports that were removed are still in the switch", "reason", err)
 	}
-	e.left("port", name, err)
-	return nil
+	return errs
 }
 
-// takePort takes a port out of service, whatever goes wrong.
-func (e *engine) takePort(p *port) error {
-	return errors.Join(e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.closePort(p))
+// haltPort sends a port's guest away and frees what is its own, whatever goes wrong. It is still in the switch, where what is sent to it is dropped.
+func (e *engine) haltPort(p *port) error {
+	return errors.Join(e.unsteerPort(e.networks[p.config.Network], p.config.MAC), e.stopPort(p))
+}
+
+// dropPorts takes ports that are halted out of the switch, all at once, since each time it builds its tables anew.
+func (e *engine) dropPorts(ports []*port) error {
+	var names []string
+	for _, p := range ports {
+		delete(e.ports, p.config.Name)
+		names = append(names, p.config.Name)
+	}
+	return e.fabric.DetachPorts(names...)
 }
 
 // closePort takes back whatever of a port there is: the guest first, so that nothing new comes in.

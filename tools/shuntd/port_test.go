@@ -23,7 +23,7 @@ func TestPortChangesItsSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() {
-			if err := e.RemovePort(t.Context(), c.Name, false); err != nil {
+			if err := remove(t, e, c.Name, false); err != nil {
 				t.Error(err)
 			}
 		}()

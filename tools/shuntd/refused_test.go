@@ -22,13 +22,13 @@ func TestRefusedPortCanBeAdded(t *testing.T) {
 	if err := e.AddPort(t.Context(), b); !errors.Is(err, control.ErrConflict) {
 		t.Fatalf("two ports have one address: %v", err)
 	}
-	if err := e.RemovePort(t.Context(), a.Name, false); err != nil {
+	if err := remove(t, e, a.Name, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.AddPort(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.RemovePort(t.Context(), b.Name, false); err != nil {
+	if err := remove(t, e, b.Name, false); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -61,7 +61,7 @@ func TestRingStatesGoWithTheirPort(t *testing.T) {
 		}
 		there(true, "added")
 		recall(t, file)
-		if err := e.RemovePort(t.Context(), a.Name, again); err != nil {
+		if err := remove(t, e, a.Name, again); err != nil {
 			t.Fatal(err)
 		}
 		there(again, "removed")

@@ -233,8 +233,16 @@ func (e *Engine) holder(socket, device, port string) string {
 	return ""
 }
 
-// RemovePort implements control.Engine.
-func (e *Engine) RemovePort(ctx context.Context, name string, again bool) error {
+// RemovePorts implements control.Engine.
+func (e *Engine) RemovePorts(ctx context.Context, names []string, again []bool) []error {
+	errs := make([]error, len(names))
+	for i, name := range names {
+		errs[i] = e.removePort(ctx, name, again[i])
+	}
+	return errs
+}
+
+func (e *Engine) removePort(ctx context.Context, name string, again bool) error {
 	return e.change(ctx, "RemovePort", name, func() string { return exists(e.ports, name, true) },
 		func() {
 			if delete(e.ports, name); again {
