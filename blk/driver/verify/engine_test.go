@@ -95,6 +95,10 @@ func TestKilledEngine(t *testing.T) {
 
 // TestStoppedEngine: rings are stopped and started again under load, each at once although the store takes its time, or answers not at all.
 func TestStoppedEngine(t *testing.T) {
+	stops := 10
+	if testing.Short() {
+		stops = 4
+	}
 	for name, d := range shapes() {
 		for _, inflight := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, " inflight=", inflight), func(t *testing.T) {
@@ -103,7 +107,7 @@ func TestStoppedEngine(t *testing.T) {
 				d.Inflight = inflight
 				l := load(t, o.Socket, d, options(Options{}))
 				longest, silent := time.Duration(0), false
-				whileRunning(t, l, 10, func() {
+				whileRunning(t, l, stops, func() {
 					silent = !silent
 					e.Store.Silence(silent)
 					began := time.Now()

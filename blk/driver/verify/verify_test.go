@@ -73,7 +73,7 @@ func (b *bed) kill() {
 
 // shapes of rings and loads.
 func shapes() map[string]driver.Options {
-	return map[string]driver.Options{
+	all := map[string]driver.Options{
 		"split":         {},
 		"split all":     {Indirect: true, EventIdx: true, Clock: true},
 		"split queues":  {EventIdx: true, Queues: 3, Size: 64},
@@ -81,6 +81,12 @@ func shapes() map[string]driver.Options {
 		"packed all":    {Packed: true, Indirect: true, EventIdx: true},
 		"packed queues": {Packed: true, Queues: 3, Size: 64},
 	}
+	if testing.Short() { // those in which most happens at once
+		for _, name := range []string{"split", "packed", "packed all"} {
+			delete(all, name)
+		}
+	}
+	return all
 }
 
 // TestHonest: a device without faults passes, whatever the ring and the load are.
