@@ -27,6 +27,10 @@ export SHUNT_SKIPPED := $(BUILD)/skipped
 # are tested once more with every probe answering no. make soak does so with all.
 MASKED := ./bpf/... ./dataplane/uring ./dataplane/xsk ./blk ./blk/file ./blk/nbd ./tools/shuntd/...
 
+# The packages that measure, or need both cores: their tests have the machine to themselves.
+# Those of the others wait more than they compute, and run two packages at a time.
+ALONE := ./bench ./dataplane ./dataplane/shm ./dataplane/xsk ./tools/lab ./vxlan
+
 STAGES := build lint suite suite-masked fuzz bench-once baseline-test
 
 .NOTPARALLEL:
@@ -65,29 +69,54 @@ test: ## the whole suite, as CI runs it
 	 printf '\n== make test: %s  %s\n' "$$([ $$status = 0 ] && echo passed || echo FAILED)" "$$(date +%T)"; \
 	 exit $$status
 
-check: lint ## the quick loop: format, vet, staticcheck, unit tests
-	@printf '\n== unit tests  %s\n' "$$(date +%T)"
-	@cc=$$(command -v gcc || command -v clang); \
-	 if [ -n "$$cc" ]; then CGO_ENABLED=1 CC=$$cc go test -short -race -timeout 3m ./...; \
-	 else echo 'no C compiler: without -race'; go test -short -timeout 3m ./...; fi
+# The packages that make check looks at: PACKAGES=./blk/... is quicker still.
+PACKAGES ?= ./...
 
-lint:
+# With the race detector, where there is a C compiler. The linters look at the same files as
+# the tests then, those with the tag race, so that each package is compiled once for both.
+HOSTCC  := $(shell command -v gcc || command -v clang)
+GOFLAGS := $(filter-out -race,$(shell go env GOFLAGS))
+RACED   := $(if $(HOSTCC),CGO_ENABLED=1 CC=$(HOSTCC) GOFLAGS="$(strip $(GOFLAGS) -race)")
+
+# Tests wait and linters compute, so they run beside each other. What vet has looked at go test
+# need not look at again.
+check: format ## the quick loop: format, vet, staticcheck, unit tests
+	@mkdir -p $(BUILD)
+	@[ -n "$(HOSTCC)" ] || echo 'no C compiler: without -race'
+	@printf '\n== vet  %s\n' "$$(date +%T)"; $(RACED) go vet $(PACKAGES); vet=$$?; \
+	 trap 'kill 0' INT; \
+	 { $(call others,$(RACED)); } >$(BUILD)/lint 2>&1 & \
+	 printf '\n== unit tests  %s\n' "$$(date +%T)"; \
+	 $(RACED) go test -short -vet=off -timeout 3m $(PACKAGES); tests=$$?; \
+	 wait $$!; lint=$$?; \
+	 printf '\n== vet for arm64, staticcheck\n'; cat $(BUILD)/lint; \
+	 printf '\n== make check: %s  %s\n' "$$([ $$((vet | tests | lint)) = 0 ] && echo passed || echo FAILED)" "$$(date +%T)"; \
+	 [ $$((vet | tests | lint)) = 0 ]
+
+# The linters behind vet, with or without the race detector's environment. staticcheck itself is built without it; most of its time
+# would be garbage collection.
+others = status=0; GOARCH=arm64 go vet $(PACKAGES) || status=1; \
+	 (cd bench/baseline && $1 go vet ./...) || status=1; \
+	 staticcheck=$$(go tool -n staticcheck) && GOGC=400 $1 "$$staticcheck" $(PACKAGES) || status=1; \
+	 exit $$status
+
+lint: format
+	$(stage)
+	@status=0; go vet ./... || status=1; ($(call others)) || status=1; exit $$status
+
+format:
 	$(stage)
 	@files=$$(gofmt -s -l $$(go list -f '{{.Dir}}' ./...) bench/baseline); \
 	 if [ -n "$$files" ]; then printf 'not gofmt -s: %s\n' $$files; exit 1; fi
-	go vet ./...
-	go tool staticcheck ./...
-	GOARCH=arm64 go vet ./...
-	cd bench/baseline && go vet ./...
 
-# One package at a time: guests, namespaces and timings share two cores.
 suite:
 	$(stage)
-	go test -count=1 -p 1 -timeout $(TIMEOUT) ./...
+	go test -count=1 -p 2 -timeout $(TIMEOUT) $$(go list ./... | grep -vxF "$$(go list $(ALONE))"); others=$$?; \
+	 go test -count=1 -p 1 -timeout $(TIMEOUT) $(ALONE) && exit $$others
 
 suite-masked:
 	$(stage)
-	SHUNT_MASK=all go test -short -count=1 -p 1 -timeout $(TIMEOUT) $(MASKED)
+	SHUNT_MASK=all go test -short -count=1 -p 2 -timeout $(TIMEOUT) $(MASKED)
 
 fuzz: ## each fuzz target for FUZZTIME (5s)
 	$(stage)
@@ -95,7 +124,7 @@ fuzz: ## each fuzz target for FUZZTIME (5s)
 
 bench-once:
 	$(stage)
-	go test -short -run '^$$' -bench . -benchtime 1x -p 1 -timeout $(TIMEOUT) ./...
+	go test -short -run '^$$' -bench . -benchtime 1x -p 2 -timeout $(TIMEOUT) ./...
 
 # A module of its own: the libraries we refused, beside ours (docs/dependencies.md).
 BASELINE := cd bench/baseline && go
