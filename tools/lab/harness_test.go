@@ -213,7 +213,7 @@ func pings(t *testing.T, ctx context.Context, from peer.Runner, to string, sizes
 	for _, size := range sizes {
 		p, err := peer.Ping(ctx, from, to, peer.PingOptions{Size: size})
 		if err != nil || p.Received != p.Sent {
-			t.Errorf("ping %s with %d bytes: %d of %d came back (%v)", to, size, p.Received, p.Sent, err)
+			t.Errorf("ping %s with %d bytes: %d of %d came back (%v)\n%s", to, size, p.Received, p.Sent, err, p.Lost)
 		}
 	}
 }

@@ -112,7 +112,31 @@ func newNodes(t *testing.T, ctx context.Context) *nodes {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() { n.tell(t) })
 	return n
+}
+
+// tell says of a test that failed how far frames came, station by station.
+func (n *nodes) tell(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for name, g := range map[string]*guest.Guest{"one": n.one, "two": n.two} {
+		out, err := g.Shell(ctx, "uptime; dmesg | grep -i tsc; cat /proc/net/dev; ip neigh; grep virtio /proc/interrupts")
+		t.Logf("guest %s (%v):\n%s", name, err, out)
+	}
+	for name, d := range map[string]*daemon.Daemon{"a": n.a, "b": n.b} {
+		status, err := d.API().Status(ctx)
+		t.Logf("shuntd-%s (%v):\n%+v", name, err, status)
+		for _, port := range status.Ports {
+			c, err := d.Counters(ctx, control.KindPort, port.Name)
+			t.Logf("port %s: %+v %v", port.Name, c, err)
+		}
+		c, err := d.Counters(ctx, control.KindUplink, "up")
+		t.Logf("uplink: %+v %v", c, err)
+	}
 }
 
 func (n *nodes) shell(t *testing.T, ctx context.Context, g *guest.Guest, script string) string {

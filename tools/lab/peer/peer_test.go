@@ -154,7 +154,7 @@ func TestParsePing(t *testing.T) {
 		"iputils": "3 packets transmitted, 2 received, 33% packet loss, time 2003ms\nrtt min/avg/max/mdev = 0.100/0.200/0.300/0.012 ms\n",
 		"busybox": "3 packets transmitted, 2 packets received, 33% packet loss\nround-trip min/avg/max = 0.100/0.200/0.300 ms\n",
 	} {
-		want := Pinged{3, 2, 100 * time.Microsecond, 200 * time.Microsecond, 300 * time.Microsecond}
+		want := Pinged{Sent: 3, Received: 2, Min: 100 * time.Microsecond, Avg: 200 * time.Microsecond, Max: 300 * time.Microsecond}
 		if got, ok := parsePing(out); !ok || got != want {
 			t.Errorf("%s: %+v, %v", name, got, ok)
 		}

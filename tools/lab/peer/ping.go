@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,8 @@ type PingOptions struct {
 type Pinged struct {
 	Sent, Received int
 	Min, Avg, Max  time.Duration
+	// Lost is what was said of requests without an answer, and how long that took by this machine's clock.
+	Lost string
 }
 
 var (
@@ -47,12 +50,16 @@ func Ping(ctx context.Context, r Runner, address string, o PingOptions) (Pinged,
 	for range count {
 		// Of several requests at once, both programs take the answer to the last
 		// for lost after two round trips, which is not so on a busy machine.
+		begin := time.Now()
 		out, err := r.Run(ctx, "ping", "-c", "1", "-s", strconv.Itoa(size), "-W", strconv.Itoa(int(wait.Seconds())), address)
 		p, ok := parsePing(out)
 		if !ok {
 			return sum, fmt.Errorf("ping %s: %w\n%s", address, err, out)
 		}
 		sum.add(p)
+		if p.Received < p.Sent {
+			sum.Lost += fmt.Sprintf("after %v: %s\n", time.Since(begin).Round(time.Millisecond), strings.TrimSpace(out))
+		}
 	}
 	return sum, nil
 }
