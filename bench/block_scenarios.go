@@ -63,8 +63,8 @@ func (b *BlockBed) image(name string) (string, error) {
 	return path, err
 }
 
-// lay writes all images by turns. What a write costs on ext4 depends on where the kernel found memory for what it notes of each block: of images that were written one behind the other
-// the first made writes up to half as slow again as the last, whoever had which.
+// lay writes all images by turns. Of images that were written one behind the other, on ext4, random writes to the one cost up to half as much again as to another, whoever had which; why, we do
+// not know: it may be where the kernel found memory for what it notes of each block.
 func (b *BlockBed) lay() (err error) {
 	var files [blockImages]*os.File
 	defer func() {
