@@ -21,7 +21,7 @@
 // With O_DIRECT the kernel wants buffers, lengths and offsets aligned, and says how (statx, STATX_DIOALIGN). The guest's block size becomes what offsets need;
 // what its buffers lack, bounce memory gives.
 //
-// The file is locked (flock) for as long as its open file description lives, and that is what the IO uses: so not only until this process
+// The file is locked (lock.go) for as long as its open file description lives, and that is what the IO uses: so not only until this process
 // closes it, but until the last operation that the kernel has begun for it has ended, even if the process was killed. The next daemon waits for the lock, and
 // by then no earlier write can overtake its own. A block device that is written to is claimed (O_EXCL) for as long, against all who would not ask for a lock, such as a mount.
 package file

@@ -60,30 +60,3 @@ func explain(err error) error {
 	}
 	return err
 }
-
-// lockPause is how long one waits before one looks again whether whoever has the file has let go of it.
-const lockPause = 10 * time.Millisecond
-
-// lock takes the lock on the open file description: alone to write, together with others to read. It waits, since a daemon that was killed keeps the lock
-// until its last write has ended.
-func lock(fd int, shared bool, patience time.Duration) error {
-	how := unix.LOCK_EX
-	if shared {
-		how = unix.LOCK_SH
-	}
-	for end := time.Now().Add(patience); ; time.Sleep(lockPause) {
-		err := unix.Flock(fd, how|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, unix.EINTR):
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock it: %w", err)
-		case time.Now().After(end):
-			if patience < 0 {
-				return ErrLocked
-			}
-			return fmt.Errorf("waited %v for its lock: %w", patience, ErrLocked)
-		}
-	}
-}

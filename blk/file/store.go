@@ -206,7 +206,7 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	done := make(chan error, 1)
-	go func() { done <- errors.Join(unix.Flock(s.fd, unix.LOCK_UN), unix.Close(s.fd)) }()
+	go func() { done <- errors.Join(unlock(s.fd), unix.Close(s.fd)) }()
 	select {
 	case err := <-done:
 		return err

@@ -1,8 +1,10 @@
 package file
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -200,6 +202,56 @@ func TestRemoved(t *testing.T) {
 }
 
 // The lock belongs to the open file description: it is there as long as anything uses that, and whoever wants it waits.
+// QEMU and its tools keep away from a file that a volume has, and a volume from one that they have.
+func TestLockOfQEMU(t *testing.T) {
+	for _, tool := range []string{"qemu-img", "qemu-io"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			need.Missing(t, "no %s (qemu-utils): %v", tool, err)
+		}
+	}
+	path, _ := makeFile(t, t.TempDir(), 1<<20)
+	for _, readOnly := range []bool{false, true} {
+		o := Options{ReadOnly: readOnly, Patience: -1}
+		s, err := Open(path, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			bears bool
+			run   []string
+		}{
+			{true, []string{"qemu-img", "info", "-f", "raw", path}}, // bears that others write
+			{false, []string{"qemu-io", "-f", "raw", "-c", "write 0 512", path}},
+			{false, []string{"qemu-img", "resize", "-f", "raw", path, "+1M"}},
+		} {
+			out, err := exec.Command(c.run[0], c.run[1:]...).CombinedOutput()
+			if (err == nil) != c.bears || err != nil && !strings.Contains(string(out), `"write" lock`) {
+				t.Errorf("%q beside a volume (read-only %v): %v, %s", c.run, readOnly, err, out)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+
+		cmd := exec.Command("qemu-io", "-f", "raw", path)
+		in, inErr := cmd.StdinPipe()
+		out, outErr := cmd.StdoutPipe()
+		if err := errors.Join(inErr, outErr, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.WriteString(in, "read 0 512\n")
+		if _, readErr := bufio.NewReader(out).ReadString(')'); err != nil || readErr != nil { // how long it took: it has the file
+			t.Error(err, readErr)
+		}
+		if s, err := Open(path, o); !errors.Is(err, ErrLocked) {
+			t.Errorf("a volume (read-only %v) beside qemu-io: %v, %v", readOnly, s, err)
+		}
+		if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestLock(t *testing.T) {
 	path, _ := makeFile(t, t.TempDir(), 8192)
 	first, err := Open(path, Options{})
