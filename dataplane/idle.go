@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shuntio/shunt/dataplane/shm"
+	"golang.org/x/sys/unix"
 )
 
 // IdlePolicy says what a worker does when a round found nothing.
@@ -92,7 +93,7 @@ func (w *Worker) sleep() {
 
 // announced tells whether a watched file has something to say by now: what came while the thread was on its way out of its sleep is not late.
 func (w *Worker) announced() bool {
-	n, _ := w.poller.Wait(0)
+	n, _ := w.await(0)
 	return n > 0
 }
 
@@ -125,12 +126,30 @@ func (w *Worker) wait(limit time.Duration) (timedOut bool) {
 		limit = -1
 	}
 	w.stats.Sleeps.Add(1)
-	n, err := w.poller.Wait(limit)
+	n, err := w.await(limit)
 	if n > 0 || err != nil { // EINTR: the runtime's preemption signal
 		return false
 	}
 	w.stats.Timeouts.Add(1)
 	return true
+}
+
+// await tells how many files have something to say, after the limit at the latest; below zero: without end. Eventfds are in a set of the kernel's, and what they cost does not grow with
+// their number. Sockets are not: as long as one is in there, the kernel comes by for each frame that it sends or receives, also while the worker is awake.
+func (w *Worker) await(limit time.Duration) (int, error) {
+	if len(w.files) == 1 {
+		return w.poller.Wait(limit)
+	}
+	var timeout *unix.Timespec
+	if limit >= 0 {
+		w.timeout = unix.NsecToTimespec(int64(limit))
+		timeout = &w.timeout
+	}
+	n, err := unix.Ppoll(w.files, timeout, nil)
+	if n > 0 && w.files[0].Revents != 0 {
+		_, _ = w.poller.Wait(0) // what was signalled is not to end the next sleep, too
+	}
+	return n, err
 }
 
 // watch is a file that ends the worker's sleep.
@@ -172,22 +191,26 @@ func (w *Worker) hold() (least time.Duration) {
 
 // listen puts a file in.
 func (w *Worker) listen(f *watch) {
-	if f.edge {
-		shm.Drain(f.fd) // what was brought before is found without it: we look everywhere before we sleep
+	if !f.edge {
+		w.files = append(w.files, unix.PollFd{Fd: int32(f.fd), Events: f.events})
+		return
 	}
-	if f.deaf = w.poller.Add(f.fd, f.events, f.edge) != nil; f.deaf {
+	shm.Drain(f.fd) // what was brought before is found without it: we look everywhere before we sleep
+	if f.deaf = w.poller.Add(f.fd, f.events) != nil; f.deaf {
 		w.deaf++
 	}
 }
 
 // ignore takes it out.
 func (w *Worker) ignore(f *watch) {
-	if f.deaf {
+	switch {
+	case !f.edge:
+		i := slices.IndexFunc(w.files, func(p unix.PollFd) bool { return int(p.Fd) == f.fd })
+		w.files = slices.Delete(w.files, i, i+1)
+	case f.deaf:
 		f.deaf = false
 		w.deaf--
-		return
-	}
-	if w.poller.Remove(f.fd) == nil && f.edge {
+	case w.poller.Remove(f.fd) == nil:
 		shm.Drain(f.fd)
 	}
 }

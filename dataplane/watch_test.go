@@ -20,7 +20,7 @@ func TestWatchInVain(t *testing.T) {
 	defer f.Close()
 	fd := int(f.Fd())
 	run(t, w)
-	w.Do(func() { w.Watch(fd, unix.POLLIN, false) })
+	w.Do(func() { w.Watch(fd, unix.POLLIN, true) })
 	within(t, func() {
 		for from := w.Stats().Timeouts.Load(); w.Stats().Timeouts.Load() < from+10; {
 			time.Sleep(time.Millisecond)

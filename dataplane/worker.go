@@ -67,9 +67,11 @@ type Worker struct {
 
 	busy    bool // the last round found work
 	mailbox mailbox
-	watches []watch // what ends a sleep; the first is the mailbox's
-	poller  *shm.Poller
-	deaf    int // files that could not be put into it
+	watches []watch       // what ends a sleep; the first is the mailbox's
+	poller  *shm.Poller   // of those that are eventfds
+	deaf    int           // files that could not be put into it
+	files   []unix.PollFd // the poller, and the other files
+	timeout unix.Timespec // of the current sleep; here, so that it is not allocated
 	stop    atomic.Bool
 	free    int // as stats.Free has it
 	stats   WorkerStats
@@ -108,6 +110,7 @@ func NewWorker(o WorkerOptions) (*Worker, error) {
 	if w.poller, err = shm.NewPoller(); err != nil {
 		return nil, errors.Join(err, w.mailbox.close())
 	}
+	w.files = []unix.PollFd{{Fd: int32(w.poller.FD()), Events: unix.POLLIN}}
 	w.Watch(w.mailbox.event, unix.POLLIN, true)
 	return w, nil
 }

@@ -24,13 +24,13 @@ func NewPoller() (*Poller, error) {
 	return &Poller{fd: fd}, nil
 }
 
-// Add adds a file, which must not be in the set: events as in poll(2). With edge it ends one Wait for each time that something happens to it, however long it stays ready: an
+// FD is the set as a file for poll(2): ready as long as Wait would find something.
+func (p *Poller) FD() int { return p.fd }
+
+// Add adds a file, which must not be in the set: events as in poll(2). It ends one Wait for each time that something happens to it, however long it stays ready (EPOLLET): an
 // eventfd then need not be read.
-func (p *Poller) Add(fd int, events int16, edge bool) error {
-	e := unix.EpollEvent{Events: uint32(uint16(events)), Fd: int32(fd)}
-	if edge {
-		e.Events |= unix.EPOLLET
-	}
+func (p *Poller) Add(fd int, events int16) error {
+	e := unix.EpollEvent{Events: uint32(uint16(events)) | unix.EPOLLET, Fd: int32(fd)}
 	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &e)
 }
 

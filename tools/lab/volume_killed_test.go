@@ -81,8 +81,8 @@ func (s *shelf) serve(t *testing.T, name, command string, args ...string) *peer.
 func (s *shelf) serveAt(t *testing.T, name, uri, command string, args ...string) *peer.NBDServer {
 	t.Helper()
 	need.Program(t, "nbdkit", "qemu-nbd", "nbdinfo")
-	socket := filepath.Join(s.dir, name+".nbd")
-	server, err := peer.StartNBD(t.Context(), nil, uri, "sh", append([]string{"-c", `rm -f "$0"; ` + command, socket}, args...)...)
+	socket := filepath.Join(s.dir, name+".nbd") // what a killed server leaves behind lies beside it
+	server, err := peer.StartNBD(t.Context(), nil, uri, "sh", append([]string{"-c", `rm -f "$0"; export TMPDIR="${0%/*}"; ` + command, socket}, args...)...)
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
