@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,8 +34,22 @@ const shelfDisk = 32 << 20
 func newShelf(t *testing.T, cpus string) *shelf {
 	t.Helper()
 	s := &shelf{dir: t.TempDir()}
+	t.Cleanup(s.forget)
 	fmt.Fprintf(&s.config, "workers: {cpus: %s, huge-pages: off}\nvolumes:\n", cpus)
 	return s
+}
+
+// forget removes what daemons have left for the next one that has a disk of the shelf's.
+func (s *shelf) forget() {
+	for _, dir := range []string{"/run/shunt/disks", "/dev/shm/shunt/disks"} {
+		entries, _ := os.ReadDir(dir) // none: nothing was left
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			if name, err := os.ReadFile(path); err == nil && strings.Contains(string(name), s.dir+"/") {
+				_ = os.Remove(path)
+			}
+		}
+	}
 }
 
 func (s *shelf) image(name string) string  { return filepath.Join(s.dir, name) }
@@ -81,14 +96,20 @@ func (s *shelf) serve(t *testing.T, name, command string, args ...string) *peer.
 func (s *shelf) serveAt(t *testing.T, name, uri, command string, args ...string) *peer.NBDServer {
 	t.Helper()
 	need.Program(t, "nbdkit", "qemu-nbd", "nbdinfo")
-	socket := filepath.Join(s.dir, name+".nbd") // what a killed server leaves behind lies beside it
-	server, err := peer.StartNBD(t.Context(), nil, uri, "sh", append([]string{"-c", `rm -f "$0"; export TMPDIR="${0%/*}"; ` + command, socket}, args...)...)
+	socket := filepath.Join(s.dir, name+".nbd")
+	server, err := peer.StartNBD(t.Context(), nil, uri, "sh", append([]string{"-c", `rm -f "$0"; ` + command, socket}, args...)...)
 	must(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("server of %s, running: %v\n%s", name, server.Running(), server.Output())
 		}
-		server.Kill()
+		server.Signal(syscall.SIGCONT)
+		server.Signal(syscall.SIGTERM) // on which nbdkit takes away what its script lay in
+		select {
+		case <-server.Exited():
+		case <-time.After(time.Second):
+			server.Kill()
+		}
 	})
 	return server
 }
