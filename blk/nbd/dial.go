@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shuntio/shunt/blk"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,7 +45,11 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 	}}
 	c, err := d.DialContext(ctx, s.address.network, s.address.address)
 	if err != nil {
-		return nil, unreached(reason(err), s.address.network)
+		where := "host and port"
+		if s.address.network == "unix" {
+			where = "the socket's path"
+		}
+		return nil, blk.Unreached(err, "the server", where)
 	}
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline) //nolint:errcheck // it has one
@@ -63,39 +68,6 @@ func (s *Store) dial(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	return n, nil
-}
-
-// unreached adds what to do where nobody listens.
-func unreached(err error, network string) error {
-	what := "host and port"
-	if network == "unix" {
-		what = "the socket's path"
-	}
-	var name *net.DNSError
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: start the server, or correct %s", err, what)
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
-		return fmt.Errorf("%w: see that the host is up and has a route, or correct it", err)
-	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: let shuntd write to the socket, or run it as root", err)
-	case errors.As(err, &name):
-		return fmt.Errorf("%w: correct the host, or see to the name server", err)
-	}
-	return err
-}
-
-// reason leaves out of an error of the network what the URI has said already.
-func reason(err error) error {
-	var e *net.OpError
-	if errors.As(err, &e) && e.Err != nil {
-		var call *os.SyscallError
-		if errors.As(e.Err, &call) {
-			return call.Err
-		}
-		return e.Err
-	}
-	return err
 }
 
 // noticeDeath lets the kernel end a connection whose other end acknowledges nothing, which it would otherwise try for a quarter of an hour.

@@ -11,6 +11,8 @@ import (
 	"net"
 	"strings"
 	"unicode"
+
+	"github.com/shuntio/shunt/blk"
 )
 
 // Errors that callers test.
@@ -96,7 +98,7 @@ func ended(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("it closed the connection")
 	}
-	return reason(err)
+	return blk.Reason(err)
 }
 
 // ended adds what is likely of TLS, where a server says what it thinks of a client's certificate only afterwards.

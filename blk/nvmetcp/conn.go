@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"time"
 
+	"github.com/shuntio/shunt/blk"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +23,7 @@ func dial(ctx context.Context, o *Options) (*conn, error) {
 	var d net.Dialer
 	n, err := d.DialContext(ctx, "tcp", o.Address)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the NVMe/TCP controller at %s: %w", o.Address, unreached(err))
+		return nil, fmt.Errorf("connect to the NVMe/TCP controller at %s: %w", o.Address, blk.Unreached(err, "it", "host and port"))
 	}
 	c := &conn{TCPConn: n.(*net.TCPConn)}
 	c.SetLinger(0) // whatever ends us, what was not sent yet is not sent any more
@@ -33,31 +33,6 @@ func dial(ctx context.Context, o *Options) (*conn, error) {
 		return nil, fmt.Errorf("NVMe/TCP handshake with %s: %w", o.Address, explain(err))
 	}
 	return c, nil
-}
-
-// unreached leaves out of an error of the network what was said already, and adds what to do where nobody listens.
-func unreached(err error) error {
-	var e *net.OpError
-	if errors.As(err, &e) && e.Err != nil {
-		err = e.Err
-	}
-	var call *os.SyscallError
-	if errors.As(err, &call) {
-		err = call.Err
-	}
-	var name *net.DNSError
-	var late net.Error
-	switch {
-	case errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("%w: start it, or correct host and port", err)
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
-		return fmt.Errorf("%w: see that the host is up and has a route, or correct it", err)
-	case errors.As(err, &name):
-		return fmt.Errorf("%w: correct the host, or see to the name server", err)
-	case errors.As(err, &late) && late.Timeout():
-		return fmt.Errorf("%w: see that it runs, and that nothing between drops its packets", err)
-	}
-	return err
 }
 
 // bounded lets ctx's end end what the connection waits for, until the function it returns is called.
