@@ -202,6 +202,9 @@ func (c *mockConn) next() got {
 	return g
 }
 
+// sign answers a read, by which a sign of life is asked for, with zeroes.
+func (c *mockConn) sign(g got) { c.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length))) }
+
 func (c *mockConn) send(parts ...[]byte) {
 	var b []byte
 	for _, p := range parts {

@@ -201,7 +201,7 @@ func TestOverlapBroken(t *testing.T) {
 		two.submit(newest)
 		g := other.next()
 		for ; g.command == cmdRead; g = other.next() { // a sign of life is asked for
-			other.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+			other.sign(g)
 		}
 		if d := time.Since(began); d < quiesce {
 			t.Errorf("a write is sent %v after a connection broke under an older one", d)
@@ -211,7 +211,7 @@ func TestOverlapBroken(t *testing.T) {
 		go func() { // or it is asked for now
 			for g, err := other.header(); err == nil; g, err = other.header() {
 				if g.command == cmdRead {
-					other.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+					other.sign(g)
 				}
 			}
 		}()
@@ -235,7 +235,7 @@ func TestOverlapStopped(t *testing.T) {
 		serve := func(c *mockConn) {
 			for g, err := c.header(); err == nil; g, err = c.header() {
 				if g.command == cmdRead {
-					c.send(dataChunk(g, chunkDone, g.offset, make([]byte, g.length)))
+					c.sign(g)
 				} else if g.command == cmdWrite {
 					came <- time.Now()
 					_, _ = io.CopyN(io.Discard, c, int64(g.length))
