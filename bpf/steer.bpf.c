@@ -103,13 +103,23 @@ struct {
 	__type(value, __u8);
 } vteps6 SEC(".maps");
 
+/* The entries of the tables below change in place, under their locks
+ * (BPF_F_LOCK), which only writers take. An exchange would free the old entry, whose
+ * memory another may take at once; a frame that is just looking at it would then find
+ * neither of the two, and go to the kernel. */
+
 /* VNI in host order to the worker its frames go to. */
+struct network {
+	__u32 worker;
+	struct bpf_spin_lock lock;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 16);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct network);
 } networks SEC(".maps");
 
 struct mac {
@@ -117,12 +127,12 @@ struct mac {
 };
 
 /* Who shares the frames of a station. Every slot names one of them, those beyond n
- * too: userspace exchanges an entry while frames look at it, and memory of the old
- * one may be in use for another at once, so a frame can see n of one and
- * slots of the other. */
+ * too: a frame that looks at an entry while it changes can see n of before and
+ * slots of after. */
 struct workers {
 	__u32 n;
 	__u8 worker[MAX_WORKERS];
+	struct bpf_spin_lock lock;
 };
 
 /* A guest's unicast MAC in a network to its workers. */
@@ -204,7 +214,7 @@ static __always_inline enum verdict judge_network(__u32 vni, __u16 source, __u8 
 {
 	struct station key = { .vni = vni };
 	struct workers *workers;
-	__u32 *known;
+	struct network *known;
 
 	if (inner + ETH_ALEN <= (__u8 *)end && !(inner[0] & 1)) {
 		__builtin_memcpy(&key.mac, inner, ETH_ALEN);
@@ -217,7 +227,7 @@ static __always_inline enum verdict judge_network(__u32 vni, __u16 source, __u8 
 	known = bpf_map_lookup_elem(&networks, &vni);
 	if (!known)
 		return PASS_UNKNOWN_VNI;
-	*worker = *known;
+	*worker = known->worker;
 	return REDIRECT;
 }
 

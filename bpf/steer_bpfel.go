@@ -37,6 +37,15 @@ type steerMac struct {
 	Addr [6]uint8
 }
 
+type steerNetwork struct {
+	_      structs.HostLayout
+	Worker uint32
+	Lock   struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+}
+
 type steerStation struct {
 	_    structs.HostLayout
 	Vni  uint32
@@ -65,6 +74,10 @@ type steerWorkers struct {
 	_      structs.HostLayout
 	N      uint32
 	Worker [8]uint8
+	Lock   struct {
+		_   structs.HostLayout
+		Val uint32
+	}
 }
 
 // Names of all BPF objects in the ELF.

@@ -24,7 +24,12 @@ func (p *Program) AddVTEP(addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return p.put(table, key, uint8(1))
+	// One that stands stays: a frame can miss an entry that is being exchanged.
+	if err := p.put(table, key, uint8(1), ebpf.UpdateNoExist); !errors.Is(err, ebpf.ErrKeyExist) {
+		return err
+	}
+	delete(p.inherited[table], string(key))
+	return nil
 }
 
 // RemoveVTEP leaves frames to addr to the kernel.
@@ -64,7 +69,7 @@ func (p *Program) AddVNI(vni uint32, worker int) error {
 	if err := checkWorker(worker); err != nil {
 		return err
 	}
-	if err := p.put(p.objs.Networks, vniKey(vni), uint32(worker)); err != nil {
+	if err := p.put(p.objs.Networks, vniKey(vni), &steerNetwork{Worker: uint32(worker)}, ebpf.UpdateLock); err != nil {
 		return err
 	}
 	if p.stations[vni] == nil {
@@ -105,7 +110,7 @@ func (p *Program) AddStation(vni uint32, mac [6]byte, workers []int) error {
 	if err != nil {
 		return err
 	}
-	if err := p.put(p.objs.Stations, stationKey(vni, mac), value); err != nil {
+	if err := p.put(p.objs.Stations, stationKey(vni, mac), value, ebpf.UpdateLock); err != nil {
 		return err
 	}
 	p.stations[vni][mac] = true
@@ -163,7 +168,7 @@ func (p *Program) AddMAC(mac [6]byte, workers []int) error {
 	if err != nil {
 		return err
 	}
-	return p.put(p.objs.Macs, mac[:], value)
+	return p.put(p.objs.Macs, mac[:], value, ebpf.UpdateLock)
 }
 
 // RemoveMAC leaves frames to mac to the kernel.
@@ -185,8 +190,8 @@ func checkWorker(worker int) error {
 	return nil
 }
 
-func (p *Program) put(table *ebpf.Map, key []byte, value any) error {
-	err := table.Put(key, value)
+func (p *Program) put(table *ebpf.Map, key []byte, value any, how ebpf.MapUpdateFlags) error {
+	err := table.Update(key, value, how)
 	if errors.Is(err, unix.E2BIG) {
 		return fmt.Errorf("table %s of the XDP program is full with %d entries", tableName(table), table.MaxEntries())
 	}

@@ -305,7 +305,7 @@ func TestTakeoverInAnotherMode(t *testing.T) {
 	if p.Mode() != Native {
 		t.Errorf("mode %s, want native", p.Mode())
 	}
-	if err := p.objs.Networks.Lookup(uint32(knownVNI), new(uint32)); err != nil {
+	if err := p.objs.Networks.Lookup(uint32(knownVNI), new(steerNetwork)); err != nil {
 		t.Errorf("the known network was not taken over: %v", err)
 	}
 	if err := p.Leave(); err != nil {
