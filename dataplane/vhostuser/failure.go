@@ -12,19 +12,19 @@ const statusNeedsReset = 0x40
 
 // Fail tells the front-end, in every way it gave us, that the device has given up on its driver and its rings are not looked at any more: the error
 // eventfds of the rings are signalled, the device status says DEVICE_NEEDS_RESET, and the back-end's own channel has the driver look
-// at it. That holds until the device is reset or its rings are started anew. The connection stays; Disconnect ends it.
+// at it. That holds until the device is reset or its rings are started anew, and comes to nothing if that happens before the front-end could be told. The
+// connection stays; Disconnect ends it.
 //
 // It may be called on a worker, and does not wait.
 func (b *Backend) Fail(why error) {
-	go func() {
-		if s := b.current(); s != nil {
-			b.fail(s, why)
-		}
-	}()
+	if s := b.current(); s != nil {
+		begun := s.begun.Load()
+		go b.fail(s, begun, why)
+	}
 }
 
-func (b *Backend) fail(s *session, why error) {
-	if s.fail(why) {
+func (b *Backend) fail(s *session, begun uint64, why error) {
+	if s.fail(begun, why) {
 		b.log.write(slog.LevelWarn, "vhost-user device needs a reset", "reason", why)
 	}
 }
@@ -40,18 +40,20 @@ func (b *Backend) Abandon(why error, after time.Duration) {
 	if s == nil {
 		return
 	}
+	begun := s.begun.Load()
 	go func() {
-		b.fail(s, why)
+		b.fail(s, begun, why)
 		b.pause(after)
 		_ = c.Close()
 	}()
 }
 
-// fail runs beside the session's goroutine; what it uses is guarded by mu. It reports whether the device had not failed before.
-func (s *session) fail(why error) bool {
+// fail runs beside the session's goroutine; what it uses is guarded by mu. The device gave up on the driver of that beginning: who has begun anew since
+// has a device that works. It reports whether the device had not failed before.
+func (s *session) fail(begun uint64, why error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.published.Failure != "" {
+	if s.published.Failure != "" || s.begun.Load() != begun {
 		return false
 	}
 	s.published.Failure = why.Error()
@@ -71,10 +73,11 @@ func (s *session) failed() bool {
 	return s.published.Failure != ""
 }
 
-// recovered ends what fail began.
-func (s *session) recovered() {
+// begin ends what fail began, for a driver that begins anew. No ring runs.
+func (s *session) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.begun.Add(1)
 	s.published.Failure = ""
 }
 

@@ -39,8 +39,12 @@ func TestFailure(t *testing.T) {
 			if s := b.Status().Session; s.Failure != errBroken.Error() {
 				t.Errorf("%+v", s)
 			}
+			late := b.current().begun.Load()
 			b.Fail(errBroken) // again: nothing new
 			again(t, f, g)
+			if b.current().fail(late, errBroken) {
+				t.Error("a driver that had begun anew is told of a failure before that")
+			}
 			if v, err := f.Status(); err != nil || v&statusNeedsReset != 0 {
 				t.Errorf("status %d, %v", v, err)
 			}
@@ -83,8 +87,8 @@ func TestFailuresAndDescriptors(t *testing.T) {
 				return
 			default:
 				if s := b.current(); s != nil {
-					s.fail(errBroken)
-					s.recovered()
+					s.fail(s.begun.Load(), errBroken)
+					s.begin()
 				}
 			}
 		}

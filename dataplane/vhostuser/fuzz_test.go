@@ -40,7 +40,7 @@ func FuzzMessages(f *testing.F) {
 		if err := s.run(); err == nil {
 			t.Error("a session ends for a reason")
 		}
-		s.fail(io.ErrNoProgress) // as somebody may at any time: no descriptor is left to signal
+		s.fail(s.begun.Load(), io.ErrNoProgress) // as somebody may at any time: no descriptor is left to signal
 		if after := lowestFree(t); after != before {
 			t.Errorf("lowest free descriptor is %d, was %d", after, before)
 		}

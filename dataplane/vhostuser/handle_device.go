@@ -82,7 +82,7 @@ func (s *session) resetDevice(*message) ([]byte, error) {
 
 func (s *session) reset() error {
 	s.features, s.negotiated, s.badFeatures, s.status = 0, false, false, 0
-	s.recovered()
+	s.begin()
 	return s.device.Reset()
 }
 

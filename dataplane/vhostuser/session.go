@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,8 @@ type session struct {
 	outFD       int    // that goes with it, or -1
 	refused     uint64 // messages answered with a failure
 	lastRefusal string
+
+	begun atomic.Uint64 // how often a driver has; counted under mu, read by whoever finds that the device fails
 
 	mu        sync.Mutex // guards the rest, which others than its goroutine use
 	published SessionStatus
@@ -205,8 +208,8 @@ func (s *session) start(i int) error {
 	if why := r.wrong(s.features); why != "" {
 		return fmt.Errorf("ring %d: %s", i, why)
 	}
-	if s.failed() && !s.anyRunning() {
-		s.recovered() // a driver that begins anew
+	if !s.anyRunning() {
+		s.begin()
 	}
 	if err := s.device.StartVring(r.config); err != nil {
 		return fmt.Errorf("ring %d: start: %w", i, err)
