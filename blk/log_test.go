@@ -94,6 +94,15 @@ func TestLog(t *testing.T) {
 			b.round()
 			b.wantPages("a write that failed", taken(log), writes...)
 
+			// What a read that fails has brought by then is nobody's, but it is there, and so is the status behind it.
+			b.put(header(0, 0), header1)
+			failing := b.pagesOf(35, 4096, 1)
+			b.add(header1, failing)
+			b.round()
+			b.gate.answer(Failed)
+			b.round()
+			b.wantPages("a read that failed", taken(log), failing...)
+
 			// Called back: the store may have written all of it.
 			b.put(header(0, 0), header1)
 			more := b.pagesOf(40, 4096, 1)

@@ -93,6 +93,7 @@ type slot struct {
 	state  state
 	status []byte // in the guest's memory
 	room   uint32 // what the chain has for us to write, the status with it
+	filled uint32 // how much of that has data, from its beginning on, where the request ends well
 	ended  Outcome
 	stable bool // the write is stable when it is done; FUA is the gate's while it has the request
 	gone   bool // its buffers are in memory that the front-end took away
@@ -112,7 +113,7 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 	if room == 0 {
 		return 0, errNoStatus
 	}
-	s.room = uint32(min(room, 1<<32-1))
+	s.room, s.filled = uint32(min(room, 1<<32-1)), 0
 	last := &writable[len(writable)-1]
 	s.status = (*last)[len(*last)-1:]
 	if *last = (*last)[:len(*last)-1]; len(*last) == 0 {
@@ -154,10 +155,10 @@ func (s *slot) parse(l *limits, through bool) (status, error) {
 		s.stable = through
 		return s.ranges(l, readable, maxZeroes/sector), nil
 	case typeGetID:
-		scatter(writable, l.serial[:])
+		s.filled = uint32(scatter(writable, l.serial[:]))
 		return statusOK, nil
 	case typeGetLifetime:
-		return lifetime(l.info.Lifetime, writable), nil
+		return s.lifetime(l.info.Lifetime, writable), nil
 	}
 	return statusUnsup, nil
 }
@@ -173,6 +174,9 @@ func (s *slot) transfer(l *limits, op Op, first uint64, buffers [][]byte) status
 	}
 	if length == 0 {
 		return statusOK
+	}
+	if op == OpRead {
+		s.filled = uint32(length)
 	}
 	s.Op, s.Offset, s.Length, s.Buffers = op, first*sector, length, buffers
 	return handOn
@@ -220,7 +224,7 @@ func (s *slot) span() {
 }
 
 // lifetime writes struct virtio_blk_lifetime.
-func lifetime(t *Lifetime, into [][]byte) status {
+func (s *slot) lifetime(t *Lifetime, into [][]byte) status {
 	if t == nil {
 		return statusUnsup
 	}
@@ -231,6 +235,7 @@ func lifetime(t *Lifetime, into [][]byte) status {
 	if scatter(into, b[:]) < len(b) {
 		return statusIOErr
 	}
+	s.filled = uint32(len(b))
 	return statusOK
 }
 

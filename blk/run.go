@@ -228,11 +228,19 @@ func (s *slot) more() bool {
 	return false
 }
 
-// answer ends a chain. The driver is told that all of its buffers was written, so that the log of a migration has the status byte, which is the last.
+// answer ends a chain. The driver is told how much of its buffers was written from their beginning on (virtio 1.2, 2.7.8.2): all of it where a request goes well, and nothing
+// where a read fails, though the status behind was.
 func (r *run) answer(s *slot, verdict status) {
 	s.state = answered
 	s.status[0] = byte(verdict)
-	r.ring.Complete(s.head(), s.room)
+	written := uint32(0)
+	if verdict == statusOK {
+		written = s.filled
+	}
+	if written == s.room-1 {
+		written++
+	}
+	r.ring.Complete(s.head(), written)
 	r.used = append(r.used, s.head())
 }
 

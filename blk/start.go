@@ -70,7 +70,7 @@ func (q *Queue) start(r *run, c vhostuser.VringConfig) error {
 		Packed: packed, Base: base, UsedBase: base,
 		EventIdx: d.features&FeatureEventIdx != 0,
 		Indirect: d.features&FeatureIndirect != 0,
-		Log:      q.log, UsedLog: used, Lasting: true,
+		Log:      q.log, UsedLog: used, Lasting: true, Status: true,
 	})
 	if err != nil {
 		return err

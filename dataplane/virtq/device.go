@@ -31,6 +31,9 @@ type DeviceOptions struct {
 	UsedLog uint64
 	// Lasting: chains may be under way while SetLog is called, so what the log wants to know of them is kept at all times.
 	Lasting bool
+	// Status: the last writable byte of each chain is written, whatever length Complete is told. So the log has all of a chain's buffers marked, and a packed ring's used descriptor
+	// says that they were written to.
+	Status bool
 }
 
 // Device is the device's side of a virtqueue:
@@ -95,7 +98,7 @@ func NewDevice(o DeviceOptions) (_ *Device, err error) {
 		room *= 2
 	}
 	q.mask = uint16(room - 1)
-	q.dirty = dirty{lasting: o.Lasting, table: o.Layout.Desc[:DescBytes(o.Size)]}
+	q.dirty = dirty{lasting: o.Lasting, status: o.Status, table: o.Layout.Desc[:DescBytes(o.Size)]}
 	q.SetLog(o.Log, o.UsedLog)
 	q.Disarm()
 	return q, nil
@@ -220,7 +223,7 @@ func (q *Device) Rewind() {
 	q.availNext, q.usedNext = q.usedShown, q.usedShown
 }
 
-// Complete gives a chain back, n bytes of it written. The driver sees it after Publish. Chains may be completed in any order, unless InOrder was
+// Complete gives a chain back, n bytes of it written, from the first writable one on. The driver sees it after Publish. Chains may be completed in any order, unless InOrder was
 // negotiated.
 func (q *Device) Complete(head uint16, n uint32) {
 	q.done[q.usedNext&q.mask] = usedElem{id: uint32(head), len: n}

@@ -242,7 +242,7 @@ func (q *Device) writeUsed() (first uint64) {
 			at = used
 		}
 		rest = packRest(e.len, uint16(e.id), 0) | at.used()
-		if e.len > 0 {
+		if e.len > 0 || q.dirty.status {
 			rest |= descWrite << 48
 		}
 		chain := &chains[e.id]

@@ -20,6 +20,7 @@ type dirty struct {
 	desc    uint64        // guest address of a packed ring's descriptors
 	table   []byte        // where those are in our memory
 	lasting bool
+	status  bool
 
 	first   []uint32 // by head: the place in extents of the chain's first one; 0: none. Nil: nothing is kept
 	extents []extent // those of chains under way, and free ones; 0 is none
@@ -100,7 +101,11 @@ func (d *dirty) remember(c *Chain, m *guestmem.Map) {
 func (q *Device) markDone() {
 	for i := q.usedShown; i != q.usedNext; i++ {
 		e := q.done[i&q.mask]
-		q.dirty.mark(uint16(e.id), e.len)
+		n := e.len
+		if q.dirty.status {
+			n = math.MaxUint32
+		}
+		q.dirty.mark(uint16(e.id), n)
 	}
 }
 

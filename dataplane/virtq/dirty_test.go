@@ -336,6 +336,36 @@ func TestDirtyRings(t *testing.T) {
 	}
 }
 
+// Behind what was written of a chain lies a status that was, too: it is marked, and a packed ring says that something was written.
+func TestDirtyStatus(t *testing.T) {
+	for _, m := range []mode{{}, {packed: true}} {
+		base := m.bases(16)[0]
+		p := newPair(t, 16, base, m)
+		o := p.options(16, base, base)
+		o.Status = true
+		p.replace(t, o)
+		log := newTestLog(t, rigEnd/guestmem.LogPage)
+		p.device.SetLog(log.Log, rigBase+rigUsed)
+		head, _ := p.driver.Add(nil, []Buffer{{data, 100}, {data + 0x1000, 1}})
+		p.driver.Publish()
+		if err := p.device.Next(p.chain); err != nil {
+			t.Fatal(err)
+		}
+		p.device.Complete(head, 0)
+		p.device.Publish()
+		ring := uint64(rigBase + rigUsed)
+		if m.packed {
+			ring = rigBase
+			if flags := binary.LittleEndian.Uint16(p.file[14:]); flags&wr == 0 {
+				t.Errorf("the used descriptor has flags %#x: nothing was written", flags)
+			}
+		}
+		if pages, want := log.take(), []uint64{ring, data, data + 0x1000}; !slices.Equal(pages, want) {
+			t.Errorf("%v: %#x marked, want %#x", m, pages, want)
+		}
+	}
+}
+
 // A log that comes and goes between Complete and Publish changes nothing of what the driver gets.
 func TestLogComesAndGoes(t *testing.T) {
 	for _, m := range []mode{{}, {packed: true}, {inOrder: true}} {
