@@ -28,7 +28,8 @@ type mock struct {
 	secure   *tls.Config              // with STARTTLS
 	asked    func()                   // before the end of an answer to INFO; nil: nobody wants to know
 	seal     func(*tls.Conn) net.Conn // takes over what is sent; nil: nobody does
-	mu       sync.Mutex               // of what change changes, from serve on
+	mu       sync.Mutex               // of what change changes, from serve on, and of what follows
+	accepted map[net.Conn]bool        // until they are closed: one that nobody has in his hands any more the garbage collector would close
 }
 
 // change has the next clients find another server.
@@ -48,8 +49,15 @@ func newMock(tb testing.TB) *mock {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	m := &mock{tb: tb, listener: l, size: imageSize, flags: mockFlags, clients: make(chan *mockConn, 16)}
-	tb.Cleanup(func() { _ = l.Close() })
+	m := &mock{tb: tb, listener: l, size: imageSize, flags: mockFlags, clients: make(chan *mockConn, 16), accepted: map[net.Conn]bool{}}
+	tb.Cleanup(func() {
+		_ = l.Close()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for c := range m.accepted {
+			_ = c.Close()
+		}
+	})
 	return m
 }
 
@@ -114,7 +122,9 @@ func readOption(c net.Conn) (option uint32, err error) {
 
 // greet is a handshake as it should be.
 func (m *mock) greet(c net.Conn) {
+	raw := c
 	m.mu.Lock()
+	m.accepted[c] = true
 	size, flags, plain := m.size, m.flags, m.plain
 	m.mu.Unlock()
 	c.Write(hello(flagFixedNewstyle | flagNoZeroes))
@@ -148,7 +158,7 @@ func (m *mock) greet(c net.Conn) {
 			}
 			c.Write(optReply(option, repAck))
 			if option == optGo {
-				m.clients <- &mockConn{Conn: c, tb: m.tb}
+				m.clients <- &mockConn{Conn: c, tb: m.tb, gone: func() { m.change(func() { delete(m.accepted, raw) }) }}
 				return
 			}
 		default:
@@ -162,7 +172,15 @@ func (m *mock) greet(c net.Conn) {
 // mockConn is the server's end of a connection.
 type mockConn struct {
 	net.Conn
-	tb testing.TB
+	tb   testing.TB
+	gone func() // tells the mock; nil: there is none
+}
+
+func (c *mockConn) Close() error {
+	if c.gone != nil {
+		c.gone()
+	}
+	return c.Conn.Close()
 }
 
 // got is a command that came.
