@@ -77,9 +77,7 @@ func TestFUAGone(t *testing.T) {
 	r.send(0, a)
 	r.rounds(2)
 	r.store.Break(errCable)
-	i := r.volume.Info()
-	i.FUA = false
-	r.volume.Changed(i)
+	r.store.Become(func(i *blk.Info) { i.FUA = false })
 	r.store.Silence(false)
 	r.store.Restore(true)
 	r.pass(time.Second)

@@ -76,11 +76,12 @@ type VolumeOptions struct {
 //	Queue ─▶ Gate ──▶ trunk ─▶ Lane ─┴▶ Store ◀─ Volume    worker 1
 type Volume struct {
 	options VolumeOptions
-	store   Store
+	store   Store                // set under telling
 	info    atomic.Pointer[Info] // as the guest sees it
 	policy  atomic.Pointer[Policy]
 	bounds  atomic.Pointer[bounds] // nil: nothing is limited
 	changed atomic.Pointer[func(Info)]
+	telling sync.Mutex // held while one tells what the store is by now
 	ledger  ledger
 	notes   notes
 
@@ -113,14 +114,24 @@ func OpenVolume(o VolumeOptions) (*Volume, error) {
 		v.notes.close()
 		return nil, fmt.Errorf("volume %s: %w", o.Name, err)
 	}
+	if err := v.begin(store); err != nil {
+		return nil, errors.Join(fmt.Errorf("volume %s: %w", o.Name, err), v.Close())
+	}
+	v.enter()
+	return v, nil
+}
+
+// begin takes the store, which may have told of a change before.
+func (v *Volume) begin(store Store) error {
+	v.telling.Lock()
+	defer v.telling.Unlock()
 	v.store = store
 	i := store.Info()
 	if err := v.judge(&i); err != nil {
-		return nil, errors.Join(fmt.Errorf("volume %s: %w", o.Name, err), v.Close())
+		return err
 	}
-	v.info.CompareAndSwap(nil, v.present(i)) // unless the store has told of a change meanwhile
-	v.enter()
-	return v, nil
+	v.info.Store(v.present(i))
+	return nil
 }
 
 // judge refuses a store that cannot be the volume's.
@@ -223,12 +234,22 @@ func (v *Volume) OnChange(fn func(Info)) {
 	v.changed.Store(&fn)
 }
 
-// Changed implements Watcher.
+// Changed implements Watcher. Of two who tell at the same time the older news may come last, so what counts is what the store is by now.
 func (v *Volume) Changed(i Info) {
+	v.telling.Lock()
+	defer v.telling.Unlock()
+	if v.store != nil {
+		i = v.store.Info()
+	}
 	if err := i.check(); err != nil {
 		v.note(noteRefused, 0, err, 0)
 		return
 	}
+	v.become(i)
+}
+
+// become passes on what the store is. With telling held.
+func (v *Volume) become(i Info) {
 	i = *v.present(i)
 	if old := v.info.Swap(&i); old != nil {
 		if old.Size != i.Size {
@@ -245,15 +266,17 @@ func (v *Volume) Changed(i Info) {
 
 // Refresh asks the store anew what it is: a disk may have grown.
 func (v *Volume) Refresh(ctx context.Context) (Info, error) {
-	i, err := v.store.Refresh(ctx)
-	if err != nil {
+	if _, err := v.store.Refresh(ctx); err != nil {
 		return Info{}, fmt.Errorf("volume %s: %w", v.Name(), err)
 	}
+	v.telling.Lock()
+	defer v.telling.Unlock()
+	i := v.store.Info() // it may have changed once more, and told so
 	if err := i.check(); err != nil {
 		return Info{}, fmt.Errorf("volume %s: %w", v.Name(), err)
 	}
 	if !v.info.Load().same(v.present(i)) {
-		v.Changed(i)
+		v.become(i)
 	}
 	return v.Info(), nil
 }

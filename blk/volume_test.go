@@ -75,6 +75,43 @@ func TestVolumeGrows(t *testing.T) {
 	}
 }
 
+// TestVolumeNews: of two who learn at the same time what the store is, the one that asked first may tell last. It is not believed.
+func TestVolumeNews(t *testing.T) {
+	store := &slowStore{meanwhile: func() {}}
+	var watcher blk.Watcher
+	v, _, err := open(blk.VolumeOptions{Open: func(w blk.Watcher) (blk.Store, error) {
+		watcher, store.Store = w, blktest.New(blktest.Options{Size: 4096, Watcher: w})
+		return store, nil
+	}}, blktest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	var told []uint64
+	v.OnChange(func(i blk.Info) { told = append(told, i.Size) })
+	old := v.Info()
+	store.meanwhile = func() { store.Resize(8192) }
+	if i, err := v.Refresh(context.Background()); err != nil || i.Size != 8192 {
+		t.Errorf("a store that grew while it was asked: %+v, %v", i, err)
+	}
+	watcher.Changed(old)
+	if last := told[len(told)-1]; v.Info().Size != 8192 || last != 8192 {
+		t.Errorf("the volume has %d bytes, and the device was told of %d last", v.Info().Size, last)
+	}
+}
+
+// slowStore changes while it is asked.
+type slowStore struct {
+	*blktest.Store
+	meanwhile func()
+}
+
+func (s *slowStore) Refresh(ctx context.Context) (blk.Info, error) {
+	i, err := s.Store.Refresh(ctx)
+	s.meanwhile()
+	return i, err
+}
+
 func TestVolumeLanes(t *testing.T) {
 	r := newRig(t, 0, blktest.Options{Lanes: 1}, blk.Policy{})
 	for range 2 { // queues on one worker share its lane

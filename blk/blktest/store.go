@@ -276,9 +276,12 @@ func (s *Store) set(fn func()) {
 }
 
 // Resize changes the size and tells the watcher. The disk does not shrink.
-func (s *Store) Resize(size uint64) {
+func (s *Store) Resize(size uint64) { s.Become(func(i *blk.Info) { i.Size = size }) }
+
+// Become changes what the store is and tells the watcher.
+func (s *Store) Become(change func(*blk.Info)) {
 	s.mu.Lock()
-	s.info.Size = size
+	change(&s.info)
 	s.grow()
 	i := s.info
 	s.mu.Unlock()
