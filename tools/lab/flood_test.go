@@ -331,7 +331,8 @@ func (n *nuisance) reconnect(t *testing.T) (stop func()) {
 	}
 }
 
-// TestLimitHoldsFlooder limits a flooding port by packets and by bits, in either direction: what passes in a time is what the limit allows in it, and the burst.
+// TestLimitHoldsFlooder limits a flooding port by packets and by bits, in either direction: what passes in a time is never more than what the limit allows in it, and the
+// burst. Less it is while the machine has no CPU for it, so a limit has several tries to let a quarter of it pass.
 func TestLimitHoldsFlooder(t *testing.T) {
 	n := newNuisance(t, "[0, 1]", "adaptive")
 	ctx := t.Context()
@@ -368,17 +369,21 @@ func TestLimitHoldsFlooder(t *testing.T) {
 		{"bits to the guest", "sink", config.Limits{ToGuest: config.Limit{BPS: 10_000_000, Burst: config.Duration(burst)}}, to, 0, 10e6},
 		{"no limit", "flooder", config.Limits{}, from, 0, 0},
 	} {
-		packets, bits, took := measure(limit.port, limit.limits, limit.count)
-		pps, bps := float64(packets)/took.Seconds(), float64(bits)/took.Seconds()
-		t.Logf("%s: %d frames in %v, %.0f a second, %.0f bit/s", limit.name, packets, took.Round(time.Millisecond), pps, bps)
-		const vector = 64 // of frames whose lengths are not known before they are taken
-		switch whole := took + burst; {
-		case limit.pps > 0 && (float64(packets) > limit.pps*whole.Seconds()+1 || pps < limit.pps/4):
-			t.Errorf("%s: limit %.0f a second", limit.name, limit.pps)
-		case limit.bps > 0 && (float64(bits) > limit.bps*whole.Seconds()+vector*64*8 || bps < limit.bps/4):
-			t.Errorf("%s: limit %.0f bit/s", limit.name, limit.bps)
-		case limit.pps == 0 && limit.bps == 0 && pps < 40_000:
-			t.Errorf("%s: the flood is too weak to tell", limit.name)
+		const vector, tries = 64, 5 // of frames whose lengths are not known before they are taken
+		for n := 1; ; n++ {
+			packets, bits, took := measure(limit.port, limit.limits, limit.count)
+			pps, bps := float64(packets)/took.Seconds(), float64(bits)/took.Seconds()
+			t.Logf("%s: %d frames in %v, %.0f a second, %.0f bit/s", limit.name, packets, took.Round(time.Millisecond), pps, bps)
+			if whole := took + burst; limit.pps > 0 && float64(packets) > limit.pps*whole.Seconds()+1 || limit.bps > 0 && float64(bits) > limit.bps*whole.Seconds()+vector*64*8 {
+				t.Errorf("%s: more than %.0f a second, %.0f bit/s", limit.name, limit.pps, limit.bps)
+			}
+			few := pps < limit.pps/4 || bps < limit.bps/4 || limit.pps == 0 && limit.bps == 0 && pps < 40_000
+			if few && n == tries {
+				t.Errorf("%s: in %d tries too few pass to tell", limit.name, tries)
+			}
+			if !few || n == tries {
+				break
+			}
 		}
 	}
 	if c := counters(t, n.d, control.KindPort, "sink"); c.Drops["limit"] == 0 {

@@ -235,6 +235,23 @@ func iperf(t *testing.T, ctx context.Context, server, client peer.Runner, addres
 	}
 }
 
+// datagrams measures a flow of which at least so many datagrams must arrive, with as many tries as iperf has, and for the same reason.
+func datagrams(t *testing.T, ctx context.Context, server, client peer.Runner, address string, least int, o peer.IperfOptions) peer.Iperfed {
+	t.Helper()
+	const tries = 5
+	for n := 1; ; n++ {
+		r, err := peer.Iperf(ctx, server, client, address, o)
+		came := r.Packets - r.Lost
+		if err != nil || came < least && n == tries {
+			t.Errorf("%s %+v: %+v, want %d datagrams (%v)", address, o, r, least, err)
+		}
+		if err != nil || came >= least || n == tries {
+			return r
+		}
+		t.Logf("%s %+v: %d datagrams of %d, once more", address, o, came, r.Packets)
+	}
+}
+
 // silence sends echo requests and reports any that was answered.
 func silence(t *testing.T, ctx context.Context, from peer.Runner, to string) {
 	t.Helper()

@@ -137,32 +137,51 @@ func TestVolumeWriteLate(t *testing.T) {
 		} else {
 			want = 'A'
 		}
-		got := l.run(t, ctx, lose)
+		l.judge(t, name, want, quiesce, func() []byte { return l.run(t, ctx, lose) })
 		if stats := volumeStats(t, d, name); name != "killed" && (stats.Retries == 0 || stats.Reconnects == 0) {
 			t.Errorf("%s: %d retries, %d reconnects", name, stats.Retries, stats.Reconnects)
 		}
-		if !bytes.Equal(got, bytes.Repeat([]byte{want}, 4096)) {
-			t.Errorf("%s: the disk has %q at the end, want %q", name, got[:8], want)
-		}
-		t.Logf("%s: the first write was acknowledged after %v, the disk has %q at the end", name, l.took.Round(time.Millisecond), got[:1])
 	}
 	for _, name := range volumes[3:] {
-		l := &lateWrite{disk: s.dial(t, name, driver.Options{}), dir: s.image(name + ".d"), image: s.image(name), held: held}
-		got := l.leave(t, ctx, func() *driver.Disk {
-			switch name {
-			case "removed":
-				addAgain(t, ctx, d, name)
-			case "stopped":
-				must(t, d.Stop(ctx))
-				must(t, d.Start(ctx))
-				holdsBack(t, ctx, d, name)
-			}
-			return s.dial(t, name, driver.Options{})
+		l := &lateWrite{dir: s.image(name + ".d"), image: s.image(name), held: held}
+		l.judge(t, name, 'B', quiesce, func() []byte {
+			l.disk = s.dial(t, name, driver.Options{})
+			return l.leave(t, ctx, func() *driver.Disk {
+				switch name {
+				case "removed":
+					addAgain(t, ctx, d, name)
+				case "stopped":
+					must(t, d.Stop(ctx))
+					must(t, d.Start(ctx))
+					holdsBack(t, ctx, d, name)
+				}
+				return s.dial(t, name, driver.Options{})
+			})
 		})
-		if !bytes.Equal(got, bytes.Repeat([]byte{'B'}, 4096)) {
-			t.Errorf("%s: the disk has %q at the end, want B", name, got[:8])
+	}
+}
+
+// judge wants the disk to hold one of the writes at the end. Where the server should have carried out the first one within the quiesce time, and a busy machine let it do so
+// only later, that tells nothing, and is done again.
+func (l *lateWrite) judge(t *testing.T, name string, want byte, quiesce time.Duration, write func() []byte) {
+	t.Helper()
+	const tries = 3
+	for n := 1; ; n++ {
+		got := write()
+		info, err := os.Stat(l.file("late"))
+		must(t, err)
+		late := info.ModTime().Sub(l.lost)
+		t.Logf("%s: the first write was carried out %v after it was lost, it or the next guest's was acknowledged after %v, the disk has %q at the end",
+			name, late.Round(time.Millisecond), l.took.Round(time.Millisecond), got[:1])
+		if bytes.Equal(got, bytes.Repeat([]byte{want}, 4096)) {
+			return
 		}
-		t.Logf("%s: the next guest's write was acknowledged after %v, the disk has %q at the end", name, l.took.Round(time.Millisecond), got[:1])
+		if late < quiesce || l.held == 0 || n == tries {
+			t.Fatalf("%s: the disk has %q at the end, want %q", name, got[:8], want)
+		}
+		for _, file := range []string{"held", "go", "late"} {
+			must(t, os.Remove(l.file(file)))
+		}
 	}
 }
 
@@ -194,6 +213,7 @@ type lateWrite struct {
 	dir, image string
 	held       time.Duration // that long from the loss of the connection on; 0: until B is written
 	took       time.Duration // until A was acknowledged
+	lost       time.Time     // since when nobody waits for A any more
 }
 
 func (l *lateWrite) file(name string) string { return filepath.Join(l.dir, name) }
@@ -215,6 +235,7 @@ func (l *lateWrite) leave(t *testing.T, ctx context.Context, next func() *driver
 	must(t, l.disk.Queue(0).Submit(&driver.Request{Op: driver.Out, Data: []virtq.Buffer{a.Segment(0, 4096)}}))
 	l.disk.Queue(0).Kick()
 	eventually(t, ctx, "the server does not hold the write", l.there("held"))
+	l.lost = time.Now()
 	must(t, l.disk.Close())
 	y, err := next().NewSync(0, 4096)
 	must(t, err)
@@ -245,6 +266,7 @@ func (l *lateWrite) run(t *testing.T, ctx context.Context, lose func()) []byte {
 	if l.held > 0 {
 		defer time.AfterFunc(l.held, goOn).Stop()
 	}
+	l.lost = time.Now()
 	lose()
 	must(t, <-acked)
 	l.took = time.Since(began)
