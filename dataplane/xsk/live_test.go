@@ -254,8 +254,8 @@ func TestReceiveResumes(t *testing.T) {
 	until(t, "receiving again", func() bool { receive(); return len(held) == 8 })
 }
 
-// TestSlowPeer has the peer bridge frames on through a shaper, which holds the kernel's copies of them and so their completions, at
-// 25000 frames a second. What the rings can't hold is dropped by name; what was taken is kept and goes out.
+// TestSlowPeer has the peer bridge frames on through a shaper, which holds the kernel's copies of them and so their completions: at
+// 25 frames a second while they are offered, a thousand times as many later. What the rings can't hold is dropped by name; what was taken is kept and goes out.
 func TestSlowPeer(t *testing.T) {
 	need.Program(t, "tc", "ip")
 	for _, x := range []struct {
@@ -270,7 +270,7 @@ func TestSlowPeer(t *testing.T) {
 			if err := netlab.Veth(netlab.End{Namespace: b.Namespace, Name: "slow"}, netlab.End{Namespace: a.Namespace, Name: "far"}, 1); err != nil {
 				t.Fatal(err)
 			}
-			b.run(t, "tc", "qdisc", "add", "dev", "slow", "root", "tbf", "rate", "20mbit", "burst", "1600", "limit", "10000000")
+			b.run(t, "tc", "qdisc", "add", "dev", "slow", "root", "tbf", "rate", "20kbit", "burst", "1600", "limit", "10000000")
 			b.run(t, "ip", "link", "add", "name", "bridge", "up", "type", "bridge")
 			b.run(t, "ip", "link", "set", "dev", "slow", "master", "bridge")
 			b.run(t, "ip", "link", "set", "dev", b.Name, "master", "bridge")
@@ -302,6 +302,7 @@ func TestSlowPeer(t *testing.T) {
 			if kept := p.stats.Kept.Load(); x.o.SendBuffer != 0 && kept == 0 {
 				t.Error("a full send buffer kept nothing back")
 			}
+			b.run(t, "tc", "qdisc", "change", "dev", "slow", "root", "tbf", "rate", "20mbit", "burst", "1600", "limit", "10000000")
 			until(t, "everything transmitted", func() bool { p.Flush(); p.Receive(nil, pool); return p.sent == 0 })
 			if k := statistics(t, p); k.TxInvalid != 0 || p.counters.Drops(DropBusy) != 0 {
 				t.Errorf("%+v, busy %d", k, p.counters.Drops(DropBusy))
