@@ -146,7 +146,7 @@ type Events interface {
 	// Up: the lane takes requests, for the first time or again. By then no request that was Lost can still be executed, as far as the store's
 	// protocol lets one know. kept: whatever the store has said is done still is, flushed or not. False where the store may have been restarted in between.
 	Up(kept bool)
-	// Down: the way broke, why in one sentence. Requests come back Lost.
+	// Down: the way broke, or there was none to begin with, why in one sentence. Requests come back Lost.
 	Down(why error)
 	// Room: a request that was handed back may be submitted.
 	Room()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +47,35 @@ func TestComesBackWithLess(t *testing.T) {
 	}
 	if len(u.upped()) != 2 {
 		t.Error("it is up without flush")
+	}
+}
+
+// TestNeverThere: a lane whose first connection cannot be made says so, once; it is up when that is made after all.
+func TestNeverThere(t *testing.T) {
+	m := newMock(t)
+	m.flags |= flagMultiConn
+	m.serve()
+	b := newBench(t)
+	s := open(t, m.options())
+	b.use(s)
+	path := m.listener.Addr().String()
+	m.listener.Close() // and the socket's name with it
+	u := &user{b: b, store: s}
+	u.cond = sync.NewCond(&u.mu)
+	lane, err := s.Open(blk.Host{Worker: b.worker, Ring: b.ring}, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.worker.Do(lane.Close) })
+	u.await("word of the connection that is not there", func() bool { return len(u.why) > 0 })
+	if m.listener, err = net.Listen("unix", path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.listener.Close() })
+	m.serve()
+	u.await("the lane", func() bool { return len(u.ups) > 0 })
+	if downs := u.downs(); len(downs) != 1 || len(s.(*Store).lanes) != 2 {
+		t.Errorf("down %v", downs)
 	}
 }
 

@@ -211,6 +211,14 @@ func (l *lane) echo(heard chan<- struct{}) bool {
 	return true
 }
 
+// missing tells of a lane that has never had a connection: who does not wait for a server is not to wait for its first word either.
+func (l *lane) missing(why error) {
+	if !l.closed && !l.opened && !l.missed {
+		l.missed = true
+		l.events.Down(why)
+	}
+}
+
 // replace lets the lane go over to another connection when nothing is on its way on this one. It answers on done.
 func (l *lane) replace(c *link, done chan error) {
 	if !l.up || l.next != nil {

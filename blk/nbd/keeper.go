@@ -82,6 +82,9 @@ func (s *Store) keep(l *lane, c *link, last ending) {
 			c = nil
 			was := l.status.Load()
 			l.status.CompareAndSwap(was, &status{why: err, since: was.since})
+			if first {
+				l.host.Worker.Do(func() { l.missing(err) })
+			}
 		}
 	}()
 }

@@ -60,6 +60,7 @@ type lane struct {
 	ctx     context.Context // ends the keeper
 	cancel  context.CancelFunc
 	opened  bool   // there was a connection before
+	missed  bool   // there was none to begin with, which was told
 	broken  uint64 // connections
 	carried bool   // an answer came on it
 	backoff backoff
