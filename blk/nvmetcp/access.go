@@ -60,7 +60,7 @@ func (s *Store) watchAccess(a *association) {
 
 // hold tells the lanes what they can reach.
 func (s *Store) hold(a *association, now anaState) {
-	why := fmt.Errorf("%s does not reach namespace %d now (ANA state %v)", s.o.Address, s.o.NSID, now)
+	why := s.unreached(now)
 	for _, l := range s.open() {
 		l.host.Worker.Do(func() {
 			if l.association != a {
@@ -80,4 +80,9 @@ func (s *Store) hold(a *association, now anaState) {
 			st.Why = why
 		}
 	})
+}
+
+// unreached says why lanes are down that are connected.
+func (s *Store) unreached(now anaState) error {
+	return fmt.Errorf("%s does not reach namespace %d now (ANA state %v)", s.o.Address, s.o.NSID, now)
 }

@@ -61,6 +61,7 @@ type lane struct {
 
 	state       laneState
 	closed      bool
+	heard       bool  // it has said that it is up, or why not
 	why         error // of the state, if it is laneBreaking
 	risky       bool  // the controller had commands that change the disk; the manager's to read after quiet
 	association *association
@@ -169,7 +170,7 @@ func (l *lane) attach(a *association, fd int, limits limits, kept, accessible bo
 	l.receive()
 	if accessible {
 		l.state = laneUp
-		l.refused = false
+		l.refused, l.heard = false, true
 		l.events.Up(kept)
 	}
 	return nil
@@ -292,8 +293,16 @@ func (l *lane) resume(kept bool) {
 	if l.state != laneHeld {
 		return
 	}
-	l.state, l.refused = laneUp, false
+	l.state, l.refused, l.heard = laneUp, false, true
 	l.events.Up(kept)
+}
+
+// missing tells of a lane that has never been up: who does not wait for a controller is not to wait for its first word either.
+func (l *lane) missing(why error) {
+	if !l.closed && !l.heard {
+		l.heard = true
+		l.events.Down(why)
+	}
 }
 
 // Flush sends what was submitted.

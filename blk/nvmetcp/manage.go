@@ -121,15 +121,16 @@ func (s *Store) connect(a *association, kept bool) (all bool) {
 		}
 		if int(l.qid) > a.queues {
 			up = false
-			s.set(func(st *blk.State) {
-				st.Why = fmt.Errorf("the controller grants only %d IO queues now", a.queues)
-			})
+			err := fmt.Errorf("the controller grants only %d IO queues now", a.queues)
+			s.set(func(st *blk.State) { st.Why = err })
+			l.host.Worker.Do(func() { l.missing(err) })
 			continue
 		}
 		err := s.attach(a, l, kept)
 		if errors.Is(err, errWorker) {
 			up = false
 			s.set(func(st *blk.State) { st.Up, st.Why = false, err })
+			l.host.Worker.Do(func() { l.missing(err) })
 		} else if err != nil {
 			a.fail(err)
 			return true
@@ -175,7 +176,10 @@ func (s *Store) attach(a *association, l *lane, kept bool) error {
 	err = fmt.Errorf("%w: a fault in its memory", errWorker)
 	l.host.Worker.Do(func() {
 		access := a.access.Load()
-		err = l.attach(a, fd, limits, kept, access == nil || access.accessible())
+		here := access == nil || access.accessible()
+		if err = l.attach(a, fd, limits, kept, here); err == nil && !here {
+			l.missing(s.unreached(*access))
+		}
 	})
 	if err != nil {
 		l.using = nil
@@ -192,9 +196,13 @@ func (s *Store) attach(a *association, l *lane, kept bool) error {
 func (s *Store) down(why error) (left sockets) {
 	lanes := s.open()
 	for _, l := range lanes {
-		if l.using != nil {
-			l.host.Worker.Do(func() { l.fail(fmt.Errorf("the association with %s ended: %w", s.o.Address, why)) })
-		}
+		ended := fmt.Errorf("the association with %s ended: %w", s.o.Address, why)
+		l.host.Worker.Do(func() {
+			if l.using != nil {
+				l.fail(ended)
+			}
+			l.missing(ended)
+		})
 	}
 	for _, l := range lanes {
 		if l.using == nil {
@@ -258,6 +266,9 @@ func (s *Store) reconnect(delay *time.Duration) (*association, error) {
 			return nil, ErrClosed
 		}
 		s.set(func(st *blk.State) { st.Why = err })
+		for _, l := range s.open() {
+			l.host.Worker.Do(func() { l.missing(err) }) // it was opened meanwhile
+		}
 	}
 }
 

@@ -213,6 +213,37 @@ func TestCloseWhileConnecting(t *testing.T) {
 	}
 }
 
+// A lane that is not up to begin with says so, once, whatever the reason; it is up when there is none any more.
+func TestNeverUp(t *testing.T) {
+	t.Parallel()
+	for name, without := range map[string]func(target *nvmetcptest.Target, s *Store, while func()){
+		"no target": func(target *nvmetcptest.Target, _ *Store, while func()) { target.Restart(while) },
+		"no access": func(target *nvmetcptest.Target, s *Store, while func()) {
+			target.SetAccess(3)
+			for end := time.Now().Add(patience); s.State().Up && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			}
+			while()
+			target.SetAccess(1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, ANA: true})
+			s := connect(t, options(target))
+			var c *client
+			without(target, s, func() {
+				c = newWorkbench(t).open(t, s)
+				c.await("the lane says why it is not up", func() bool { return len(c.downs) > 0 })
+			})
+			c.awaitUp()
+			if len(c.downs) != 1 || len(c.kept) != 1 {
+				t.Errorf("down %v, up %v", c.downs, c.kept)
+			}
+			c.must(c.job(blk.OpWrite, 0, 4096, 0))
+		})
+	}
+}
+
 // A namespace that this controller does not reach for a while.
 func TestAccess(t *testing.T) {
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, ANA: true})
