@@ -118,9 +118,10 @@ func config(i *Info, queues int, writeback bool) (b [configBytes]byte) {
 
 var _ vhostuser.ConfigSpace = (*Device)(nil)
 
-// ReadConfig implements vhostuser.ConfigSpace. Behind what we know all is zero.
+// ReadConfig implements vhostuser.ConfigSpace. Behind what we know all is zero. With a driver that may choose and cannot flush it begins with write-through (virtio 1.2, 5.2.5.2).
 func (d *Device) ReadConfig(offset uint32, p []byte) error {
-	b := config(d.disk.Load().info, len(d.queues), !d.writeThrough.Load())
+	flushes := d.state.Load().Features&(FeatureConfigWCE|FeatureFlush) != FeatureConfigWCE
+	b := config(d.disk.Load().info, len(d.queues), flushes && !d.writeThrough.Load())
 	clear(p)
 	if offset < configBytes {
 		copy(p, b[offset:])

@@ -119,6 +119,13 @@ func TestWriteConfig(t *testing.T) {
 	if err := d.WriteConfig(1<<31, []byte{0}, true); err != nil || writeback() != 1 {
 		t.Errorf("migration of nothing: %v, writeback %d", err, writeback())
 	}
+	// Where nobody can flush it begins with write-through (5.2.5.2).
+	for features, mode := range map[uint64]byte{FeatureConfigWCE: 0, FeatureConfigWCE | FeatureFlush: 1, FeatureFlush: 1, 0: 1} {
+		d = newConfigured(t, bedInfo, 1)
+		if err := d.SetFeatures(features); err != nil || writeback() != mode {
+			t.Errorf("features %#x: %v, writeback %d", features, err, writeback())
+		}
+	}
 }
 
 // TestFeatures: what is offered is what the store can do.
