@@ -494,9 +494,15 @@ func TestWatch(t *testing.T) {
 			}
 		})
 	}
+	still := func() { // until nothing of before ends its sleep, either: a letter that it found on its way there rings all the same
+		asleep()
+		for polls := int64(-1); s.polls.Load() != polls; time.Sleep(20 * time.Millisecond) {
+			polls = s.polls.Load()
+		}
+	}
 	for i, wakes := range []bool{true, true, false} {
 		w.Do(func() {})
-		asleep()
+		still()
 		before := s.polls.Load()
 		shm.Signal(fds[i])
 		if wakes {
