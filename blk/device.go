@@ -36,7 +36,8 @@ type Device struct {
 	area     *vhostuser.Inflight // the front-end's; nil: none
 	unread   bool                // what a process before this one left there was not looked at
 	came     int64               // when the front-end did, by dataplane.Clock
-	drain    time.Duration       // how long rings that are stopped wait for the store
+	drain    time.Duration       // how long rings that are stopped wait for the store (drainTime)
+	patience time.Duration       // how long those that are about to stop wait for the next one that does (lullTime)
 	waited   time.Duration       // they have, by rested; what was then is had back as time goes by
 	rested   time.Time
 	called   time.Time   // when requests were called back last
@@ -122,7 +123,7 @@ func NewDevice(o DeviceOptions) (*Device, error) {
 
 // init is what is left to do when the queues have workers and gates.
 func (d *Device) init(i Info, serial string, grace func()) {
-	d.serial, d.drain, d.number = serial, drainTime, number()
+	d.serial, d.drain, d.patience, d.number = serial, drainTime, lullTime, number()
 	d.memory = vhostuser.Memory{Use: d.useMemory, Grace: grace}
 	if grace == nil {
 		d.memory.Grace = func() { d.each(func(*Queue) {}) }

