@@ -217,11 +217,14 @@ func TestIdle(t *testing.T) {
 		s := daemon(t, drivertest.Options{})
 		d := dial(t, s.Socket, Options{EventIdx: event})
 		q := d.Queue(0)
-		if q.Wait(20 * time.Millisecond) {
-			t.Log("an early call, which costs nothing")
-		}
-		if q.Wait(20 * time.Millisecond) {
-			t.Error("woken for nothing")
+		early := 0
+		for quiet := 0; quiet < 2; quiet++ {
+			if q.Wait(20 * time.Millisecond) {
+				early, quiet = early+1, -1
+			}
+			if early > 1 { // one costs nothing, whenever it comes
+				t.Fatal("woken for nothing")
+			}
 		}
 		y, err := d.NewSync(0, 4096)
 		must(t, err)

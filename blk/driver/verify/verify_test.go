@@ -128,7 +128,9 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t, 1, c.f)
 			o := options(Options{})
-			o.Stall = 200 * time.Millisecond
+			if c.want == driver.ErrTimeout {
+				o.Stall = 200 * time.Millisecond
+			}
 			l := load(t, b.o.Path, driver.Options{}, o)
 			_, err := l.Run(t.Context(), 2000)
 			if err == nil {
