@@ -10,8 +10,8 @@ import (
 	"github.com/shuntio/shunt/blk/nvmetcp/nvmetcptest"
 )
 
-// hanging is a target whose disk hangs with a command in it, which the host has given up: the controller was disabled. It returns the command's request, and when it was lost.
-func hanging(t *testing.T, opcode byte, quiesce time.Duration) (*nvmetcptest.Target, *Store, *client, *job, time.Time) {
+// hanging is a target whose disk hangs with a command in it, which the host has given up: the controller was disabled. It returns the command's request, which was lost.
+func hanging(t *testing.T, opcode byte, quiesce time.Duration) (*nvmetcptest.Target, *Store, *client, *job) {
 	t.Helper()
 	target := nvmetcptest.New(t, nvmetcptest.Options{InCapsule: 8 << 10, Lingers: true})
 	o := options(target)
@@ -27,7 +27,7 @@ func hanging(t *testing.T, opcode byte, quiesce time.Duration) (*nvmetcptest.Tar
 		t.Fatalf("outcome %d, want Lost", o)
 	}
 	target.Hold(nil)
-	return target, s, c, j, time.Now()
+	return target, s, c, j
 }
 
 func (s *Store) says(what string) bool {
@@ -38,7 +38,7 @@ func (s *Store) says(what string) bool {
 // A disk hangs for longer than all other bounds, and goes on within Quiesce. Nothing is written until it has ended the write it had, and the operator is told so.
 func TestDiskHangs(t *testing.T) {
 	t.Parallel()
-	target, s, c, old, _ := hanging(t, 0x01, time.Minute)
+	target, s, c, old := hanging(t, 0x01, time.Minute)
 	c.await("it is told of", func() bool {
 		return s.says("has not ended the writes of 1 IO queues: its disk may hang, which is waited for, at most 1m0s")
 	})
@@ -63,10 +63,10 @@ func TestDiskHangs(t *testing.T) {
 // A controller hangs up on everything, its admin queue too, as one does whose keep-alive timeout has run out: that does not say that its disk has ended what it had.
 func TestDiskHangsAndTargetGoes(t *testing.T) {
 	t.Parallel()
-	target, s, c, _, _ := hanging(t, 0x01, 3*time.Second)
+	target, s, c, _ := hanging(t, 0x01, 3*time.Second)
 	c.await("it is told of", func() bool { return s.says("has not ended") })
-	target.Break(true)
 	gone := time.Now()
+	target.Break(true)
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
 	if d := time.Since(gone); d < 3*time.Second {
 		t.Errorf("the lane is up %v after the controller went away with a write in it", d)
@@ -76,9 +76,9 @@ func TestDiskHangsAndTargetGoes(t *testing.T) {
 // One that hangs for longer is told of for as long as the store is open.
 func TestDiskHangsForLong(t *testing.T) {
 	t.Parallel()
-	_, s, c, _, lost := hanging(t, 0x01, 1500*time.Millisecond)
+	_, s, c, j := hanging(t, 0x01, 1500*time.Millisecond)
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
-	if d := time.Since(lost); d < 1500*time.Millisecond {
+	if d := time.Since(j.at); d < 1500*time.Millisecond {
 		t.Errorf("the lane is up after %v", d)
 	}
 	c.await("the store is", func() bool { return s.State().Up })
@@ -90,9 +90,9 @@ func TestDiskHangsForLong(t *testing.T) {
 // Reads change nothing, so nobody waits for theirs.
 func TestDiskHangsWithRead(t *testing.T) {
 	t.Parallel()
-	_, s, c, read, lost := hanging(t, 0x02, time.Minute)
+	_, s, c, read := hanging(t, 0x02, time.Minute)
 	c.await("the lane is up again", func() bool { return len(c.kept) == 2 })
-	if d := time.Since(lost); d > 15*time.Second {
+	if d := time.Since(read.at); d > 15*time.Second {
 		t.Errorf("the lane is up after %v", d)
 	}
 	c.must(read)
