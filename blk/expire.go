@@ -64,9 +64,9 @@ func (g *Gate) rearm() {
 	}
 }
 
-// review is for when the volume's policy or limits have changed: turns under the old limits are void.
+// review is for when the volume's policy or limits have changed: a turn under other limits is void.
 func (g *Gate) review() {
-	if r := g.limited.first; r != nil {
+	if r := g.limited.first; r != nil && g.by != g.volume.bounds.Load() {
 		r.held.turn = false
 	}
 	g.phase = pausing

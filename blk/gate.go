@@ -30,6 +30,7 @@ type Gate struct {
 	fenced, limited, ready, lost, away, leaving, written, covered, ended tickets
 
 	turn    int64   // when the first of limited may go, if it has its turn
+	by      *bounds // that gave it
 	barrier Request // the gate's own flush, behind writes that must be stable
 	order   uint64  // of the last request
 	busy    int     // requests that are not done
@@ -135,9 +136,9 @@ func (g *Gate) admitted(r *Request, now int64) {
 func (g *Gate) admit(now int64) {
 	for r := g.limited.first; r != nil; r = g.limited.first {
 		if !r.held.turn {
-			g.turn = now
-			if b := g.volume.bounds.Load(); b != nil {
-				g.turn = b.reserve(now, r)
+			g.turn, g.by = now, g.volume.bounds.Load()
+			if g.by != nil {
+				g.turn = g.by.reserve(now, r)
 			}
 			r.held.turn = true
 		}

@@ -121,6 +121,22 @@ func TestLimitIsReplaced(t *testing.T) {
 	}
 }
 
+// Where something else than the limits is changed, turns stay whose they are: what waits is not put off each time.
+func TestLimitStays(t *testing.T) {
+	p := blk.Policy{Limits: blk.LimitOptions{IOPS: 10, Burst: time.Millisecond}}
+	r := newRig(t, 1, blktest.Options{}, p)
+	done := make([]int, 1)
+	r.load(4, 512, done)
+	for i := range 40 {
+		p.Timeout = time.Duration(1+i) * time.Minute
+		r.volume.SetPolicy(p)
+		r.pass(50 * time.Millisecond)
+	}
+	if done[0] < 19 || done[0] > 22 {
+		t.Errorf("%d requests in two seconds at 10 a second", done[0])
+	}
+}
+
 // A timeout counts from when the limits let a request go: a guest that asks for more than it may have gets no errors.
 func TestLimitIsNoTimeout(t *testing.T) {
 	r := newRig(t, 1, blktest.Options{}, blk.Policy{Timeout: 100 * time.Millisecond, Limits: blk.LimitOptions{IOPS: 10, Burst: time.Millisecond}})
