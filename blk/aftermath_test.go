@@ -156,26 +156,40 @@ func TestUnended(t *testing.T) {
 	}
 }
 
+// unended is a disk that was left with a write and opened again, while the write may not have ended: however long the machine takes for that, it waits a while from then.
+func unended(t *testing.T, host blk.Host, o blk.VolumeOptions, between func()) (n *tenancy, quiesce time.Duration) {
+	t.Helper()
+	for quiesce = 400 * time.Millisecond; ; quiesce *= 2 {
+		n = tenantOf(t, host, o, quiesce)
+		n.leave(driver.Out)
+		n.end()
+		left := time.Now()
+		between()
+		n = tenantOf(t, host, o, quiesce)
+		waits := n.device.State().Waits
+		switch late := time.Since(left) > quiesce/2; {
+		case len(waits) == 1 && !late:
+			return n, quiesce
+		case !late || quiesce > 10*time.Second:
+			t.Fatalf("opened again after %v, it waits: %+v", time.Since(left), waits)
+		}
+		n.end()
+	}
+}
+
 // TestUnendedEnds: writes wait until that is over, reads do not, and nobody waits for it twice.
 func TestUnendedEnds(t *testing.T) {
-	const quiesce = 400 * time.Millisecond
 	source := t.TempDir() // that nobody has had
 	host := blktest.Run(t, 1)[0]
-	n := tenant(t, host, source, quiesce)
-	n.leave(driver.Out)
-	n.end()
-	n = tenant(t, host, source, quiesce)
-	waits := n.device.State().Waits
-	if len(waits) != 1 {
-		t.Fatalf("opened again, it waits: %+v", waits)
-	}
+	n, quiesce := unended(t, host, blk.VolumeOptions{Source: source}, func() {})
+	until := n.device.State().Waits[0].Until
 	n.come()
 	_, err := n.sync.ReadAt(make([]byte, 512), 0)
 	check(t, err)
 	read := time.Now()
 	_, err = n.sync.WriteAt(make([]byte, 512), 0)
 	check(t, err)
-	if early := time.Until(waits[0].Until); early > time.Millisecond {
+	if early := time.Until(until); early > time.Millisecond {
 		t.Errorf("a write is done %v before it may be", early)
 	}
 	t.Logf("a read is answered %v before the write", time.Since(read))
@@ -222,15 +236,9 @@ func TestUnendedTold(t *testing.T) {
 
 // TestUnendedToldOnce: whoever has waited tells nobody.
 func TestUnendedToldOnce(t *testing.T) {
-	const quiesce = 400 * time.Millisecond
 	host := blktest.Run(t, 1)[0]
 	o := blk.VolumeOptions{Source: t.TempDir(), Unended: filepath.Join(t.TempDir(), "disks")}
-	n := tenantOf(t, host, o, quiesce)
-	n.leave(driver.Out)
-	n.end()
-	blk.ForgetUnended()
-	n = tenantOf(t, host, o, quiesce)
-	n.waits("the next process", true)
+	n, _ := unended(t, host, o, blk.ForgetUnended)
 	n.come()
 	_, err := n.sync.WriteAt(make([]byte, 512), 0)
 	check(t, err)
