@@ -155,16 +155,16 @@ func (g *Gate) admit(now int64) {
 
 // give submits a request to the lane; false: it stays where it is.
 func (g *Gate) give(r *Request, now int64) bool {
-	t := &r.held
-	if r.Op == OpFlush && !t.flushing && g.volume.ledger.fails(t.epoch) {
+	t, info := &r.held, g.volume.info.Load()
+	t.doomed = r.Op == OpFlush && !t.flushing && g.volume.ledger.fails(t.epoch)
+	if t.doomed || r.Offset+r.Length > info.Size { // the disk was larger when the request came
 		if t.list != nil {
 			r.leave()
 		}
-		t.doomed = true
 		g.later(r, Failed)
 		return true
 	}
-	if r.FUA && !g.volume.info.Load().FUA {
+	if r.FUA && !info.FUA {
 		g.secure(r, g.volume.policy.Load()) // the store had it when the request came
 	}
 	r.Began = now

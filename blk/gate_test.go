@@ -167,6 +167,21 @@ func TestGatesShareALane(t *testing.T) {
 	}
 }
 
+// A disk that has become smaller is not made larger again by writes that had to wait.
+func TestShrinksMeanwhile(t *testing.T) {
+	r := newRig(t, 1, blktest.Options{Size: 8192}, blk.Policy{Limits: blk.LimitOptions{IOPS: 1, Burst: time.Millisecond}})
+	first, behind, within := r.submit(0, blk.OpWrite, 7680, sectors(1, 1)), r.submit(0, blk.OpWrite, 7680, sectors(1, 2)), r.submit(0, blk.OpWrite, 3584, sectors(1, 3))
+	r.pass(time.Millisecond)
+	r.ended(first, blk.OK)
+	r.store.Become(func(i *blk.Info) { i.Size = 4096 })
+	r.pass(3 * time.Second)
+	r.ended(behind, blk.Failed)
+	r.ended(within, blk.OK)
+	if n := r.store.Count(blk.OpWrite); n != 2 {
+		t.Errorf("%d writes were done", n)
+	}
+}
+
 // A flush that comes after writes were acknowledged that the store has lost fails, and no other one.
 func TestLossIsTold(t *testing.T) {
 	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
