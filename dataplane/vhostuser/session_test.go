@@ -471,24 +471,29 @@ func TestStopsTogether(t *testing.T) {
 	stopped("disconnect")
 }
 
-// TestStopIsQuick: the answer waits for the device and for nothing else, and Status for neither.
+// TestStopIsQuick: the answer waits for the device and for nothing else, and Status for neither. The quickest of some answers tells, since the machine may stand still.
 func TestStopIsQuick(t *testing.T) {
 	d := newFake(t)
-	b, f, _ := started(t, d)
-	hold := make(chan struct{})
-	d.set(func() { d.hold = hold })
-	must(t, f.Send(GetVringBase, appendState(nil, 0, 0)))
-	eventually(t, "device is asked", func() bool { _, ok := d.running(0); return !ok })
-	if b.Status().Session == nil {
-		t.Fatal("no session")
+	b, f, g := started(t, d)
+	quickest := time.Hour
+	for range 5 {
+		hold := make(chan struct{})
+		d.set(func() { d.hold = hold })
+		must(t, f.Send(GetVringBase, appendState(nil, 0, 0)))
+		eventually(t, "device is asked", func() bool { _, ok := d.running(0); return !ok })
+		if b.Status().Session == nil {
+			t.Fatal("no session")
+		}
+		now := time.Now()
+		close(hold)
+		if _, err := f.Receive(GetVringBase); err != nil {
+			t.Fatal(err)
+		}
+		quickest = min(quickest, time.Since(now))
+		must(t, f.StartVring(g.ring(0)))
 	}
-	now := time.Now()
-	close(hold)
-	if _, err := f.Receive(GetVringBase); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(now); took > 100*time.Millisecond {
-		t.Errorf("the answer took %v after the device's", took)
+	if quickest > 100*time.Millisecond {
+		t.Errorf("the answer took %v after the device's", quickest)
 	}
 }
 
