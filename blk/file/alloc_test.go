@@ -46,14 +46,22 @@ func TestNoIOWorkers(t *testing.T) {
 	path, _ := makeFile(t, t.TempDir(), 4<<20)
 	s := openStore(t, path, Options{})
 	u := newBed(t, uring.Options{}).open(s)
-	m := memory(t, 4096)
+	l, m := u.lane.(*lane), memory(t, 4096)
 	before, _, err := uring.IOWorkers()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 1000 {
-		u.io(blk.OpRead, uint64(i)*4096, m)
-		u.io(blk.OpWrite, uint64(i)*4096, m)
+	for i := range 2000 {
+		q := newRequest(blk.Op(i%2), uint64(i/2)*4096, 4096, m)
+		u.submit(q)
+		u.lane.Flush()
+		u.until(q.Op.String(), func() bool {
+			l.moves = true // where this thread has to wait, nobody is to think that the file system does
+			return q.done > 0
+		})
+		if q.outcome != blk.OK {
+			t.Fatalf("%v: outcome %d", q.Op, q.outcome)
+		}
 	}
 	after, _, err := uring.IOWorkers()
 	if err != nil || after > before {

@@ -273,7 +273,7 @@ func (l *lane) room() {
 	}
 }
 
-// look nudges io-wq if nothing has ended, and notes whether the disk gives nothing.
+// look nudges io-wq if nothing of what it may have has ended, and notes whether the disk gives nothing.
 func (l *lane) look() {
 	if len(l.free) == len(l.slots) {
 		return
@@ -281,12 +281,24 @@ func (l *lane) look() {
 	if l.moves {
 		l.wait = leastWait
 	} else {
-		l.ring.Nudge()
+		if l.asks() {
+			l.ring.Nudge()
+		}
 		l.wait = min(l.wait+l.wait/4, mostWait)
 	}
 	l.moves = false
 	l.fetched, l.dry = l.fetches, l.dry || l.fetched > 0
 	l.ring.Start(&l.watch, l.wait)
+}
+
+// asks tells whether the ring has anything of the lane's; the writer's is none of io-wq's business.
+func (l *lane) asks() bool {
+	for i := range l.slots {
+		if l.slots[i].op.Busy() {
+			return true
+		}
+	}
+	return false
 }
 
 // Expired implements uring.TimerHandler: others may have made room in the ring.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/shuntio/shunt/blk"
+	"github.com/shuntio/shunt/blk/file/filetest"
 	"github.com/shuntio/shunt/dataplane/uring"
 	"golang.org/x/sys/unix"
 )
@@ -142,4 +143,26 @@ func TestTakenBack(t *testing.T) {
 		t.Errorf("done %d times; other bytes in the file, or %v", q.done, err)
 	}
 	u.io(blk.OpWrite, 8192, m)
+}
+
+// While the thread waits for a file system, io-wq is not nudged, which has nothing to do with it.
+func TestWriterWaits(t *testing.T) {
+	fs := filetest.Mount(t)
+	s := openStore(t, fs.Disk(0), Options{})
+	s.shape.waits = true
+	u := newBed(t, uring.Options{}).open(s)
+	l, h := u.lane.(*lane), hang(fs, "write")
+	u.worker.Round()
+	before := u.ring.Stats().Operations.Load()
+	q := newRequest(blk.OpWrite, 0, 4096, memory(t, 4096))
+	u.submit(q)
+	u.lane.Flush()
+	u.until("somebody looks, twice", func() bool { return l.wait > leastWait+leastWait/4 })
+	if n := u.ring.Stats().Operations.Load() - before; n != 0 || q.done != 0 {
+		t.Errorf("%d operations; done %d times", n, q.done)
+	}
+	if !h.goOn() {
+		t.Error("all that took until the file system went on")
+	}
+	u.until("it is written", func() bool { return q.done == 1 })
 }
