@@ -31,7 +31,8 @@ type HookOptions struct {
 //
 //	OpenHook -> Attach -> Close   the program is gone
 //	                   -> Leave   the program stays, pinned, without an owner
-//	                   -> (dies)  the same
+//	                   -> Return  as OpenHook found it: one of the two
+//	                   -> (dies)  the program stays
 //
 // A Hook is for one goroutine.
 type Hook struct {
@@ -42,6 +43,7 @@ type Hook struct {
 	// there is none, and while the program there is not from under PinPath.
 	link    link.Link
 	ours    bool          // link runs our program, so Close ends it
+	heir    bool          // a dead owner's was there before
 	runs    *ebpf.Program // that one, as it was given to Attach
 	refused error
 }
@@ -96,7 +98,7 @@ func (h *Hook) meetPredecessor() error {
 			return err
 		}
 	default:
-		h.link = left
+		h.link, h.heir = left, true
 	}
 	if dev.program == 0 || h.opts.Replace {
 		return nil
@@ -231,6 +233,16 @@ func (h *Hook) Close() error {
 	err := errors.Join(h.claim.removePin(), Explain("detach from "+h.dev.name, h.link.Detach()))
 	h.giveUp()
 	return err
+}
+
+// Return is for an owner that comes to nothing: what a dead one had left, it
+// leaves again, so that the kernel gets no frame in between.
+func (h *Hook) Return() error {
+	if h.heir {
+		h.Leave()
+		return nil
+	}
+	return h.Close()
 }
 
 // Leave ends the ownership and lets the program run on, pinned, for the next

@@ -51,12 +51,19 @@ func (p *Program) copyTable(to, from *ebpf.Map) error {
 
 // Settle removes what was taken over from a dead owner and has not been added
 // again since. Call it when the configuration is in place: until then what the
-// predecessor served is dropped rather than answered by the kernel.
-func (p *Program) Settle() error {
+// predecessor served is dropped rather than answered by the kernel. Networks
+// that are still to be added are kept, until the next call.
+func (p *Program) Settle(keep ...uint32) error {
+	kept := map[string]bool{}
+	for _, vni := range keep {
+		kept[string(vniKey(vni))] = true
+	}
 	var errs []error
 	for table, keys := range p.inherited {
 		for key := range keys {
-			errs = append(errs, p.remove(table, []byte(key)))
+			if table != p.objs.Networks || !kept[key] {
+				errs = append(errs, p.remove(table, []byte(key)))
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -32,7 +32,7 @@ func AttachPort(opts Options) (*PortProgram, error) {
 		err = p.attach(p.objs.ShuntPort, p.objs.ShuntPortLin)
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.Close())
+		return nil, errors.Join(err, p.Return())
 	}
 	return p, nil
 }
@@ -67,6 +67,10 @@ func (p *PortProgram) AddSocket(queue, fd int) error { return p.addSocket(queue,
 
 // Close takes the program off the interface and removes its pin.
 func (p *PortProgram) Close() error { return errors.Join(p.hook.Close(), p.objs.close()) }
+
+// Return is Close for an owner that could not come into service: where a dead
+// one had left its program, this one stays as it would, with what was taken over.
+func (p *PortProgram) Return() error { return errors.Join(p.hook.Return(), p.objs.close()) }
 
 // Leave ends the ownership and lets the program run on, as if the process had
 // died: all frames are dropped until a next owner comes.

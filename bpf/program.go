@@ -171,7 +171,7 @@ func Attach(opts Options) (*Program, error) {
 		err = p.attach(p.objs.ShuntSteer, p.objs.ShuntSteerLin)
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.Close())
+		return nil, errors.Join(err, p.Return())
 	}
 	return p, nil
 }
@@ -227,6 +227,10 @@ func Spec() (*ebpf.CollectionSpec, error) { return steerSpec(DefaultPort, 1) }
 func (p *Program) Close() error {
 	return errors.Join(p.hook.Close(), p.objs.close())
 }
+
+// Return is Close for an owner that could not come into service: where a dead
+// one had left its program, this one stays as it would, with what was taken over.
+func (p *Program) Return() error { return errors.Join(p.hook.Return(), p.objs.close()) }
 
 // Leave ends the ownership and lets the program run on, as if the process had
 // died: known networks are dropped until a next owner comes.

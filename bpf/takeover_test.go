@@ -215,8 +215,16 @@ func TestTakeoverFromADeadOwner(t *testing.T) {
 		t.Error(err)
 	}
 	see("after it left", 0)
+	if p = l.attach(t, Options{}); p.Return() != nil {
+		t.Error("it does not return")
+	}
+	see("after one who came to nothing", 0)
 	p = l.attach(t, Options{})
 	see("after another takeover", 0)
+	if err := errors.Join(p.AddVTEP(vtep4), p.Settle(knownVNI)); err != nil {
+		t.Error(err)
+	}
+	see("while the network is still to come", 0)
 	if err := p.Settle(); err != nil {
 		t.Error(err)
 	}
@@ -225,6 +233,9 @@ func TestTakeoverFromADeadOwner(t *testing.T) {
 		t.Error(err)
 	}
 	see("after the end", 1)
+	if p = l.attach(t, Options{}); p.Return() != nil {
+		t.Error("it does not return")
+	}
 	l.nothingLeft(t)
 }
 

@@ -28,6 +28,8 @@ type Change struct {
 	Error  string `json:"error,omitempty"` // why it failed, one sentence
 }
 
+func (c Change) object() object { return object{c.Kind, c.Name} }
+
 // FailedError says that some objects could not be brought to what was wanted. It wraps their errors.
 type FailedError struct {
 	Changes []Change // those that failed

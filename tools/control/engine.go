@@ -2,7 +2,8 @@
 //
 //	shuntd --config ─┐                 ┌─> running configuration ──> GET /v1/config
 //	SIGHUP ──────────┼─> Controller ───┤
-//	PUT, DELETE /v1 ─┘    reconcile    └─> Engine: ports, networks, uplinks, one at a time
+//	PUT, DELETE /v1 ─┘  ▲ reconcile    ├─> Engine: ports, networks, uplinks, one at a time
+//	                    └── again, later ┴─> what failed, and is missing
 //
 // Reconciliation compares the configuration wanted with the one running and calls the engine for what differs; an
 // object that did not change is not touched, so its guests notice nothing. The running configuration is advanced after
@@ -109,6 +110,10 @@ type Engine interface {
 	CheckVolume(ctx context.Context, s config.VolumeSource) (VolumeReport, error)
 	// VolumeExports lists what the server of a source has to offer: the exports of NBD, the subsystems that NVMe's discovery names.
 	VolumeExports(ctx context.Context, s config.VolumeSource) ([]VolumeExport, error)
+
+	// Settle ends each change. What a daemon before this one left for the engine's objects and was not asked for until now can go, but for what is missing: that is
+	// configured, and will be added yet.
+	Settle(missing *config.Config)
 
 	// Status tells the state of the engine's objects, each list in no particular order.
 	Status() EngineStatus

@@ -59,16 +59,14 @@ type table[T any] struct {
 	order     []string     // all names, those wanted first, each group as its configuration has them
 }
 
-func newTable[T any](was, want []T, name func(T) string) table[T] {
-	t := table[T]{was: map[string]T{}, want: map[string]T{}}
+func newTable[T named](was, want []T) table[T] {
+	t := table[T]{was: byName(was), want: byName(want)}
 	for _, v := range want {
-		t.want[name(v)] = v
-		t.order = append(t.order, name(v))
+		t.order = append(t.order, v.ObjectName())
 	}
 	for _, v := range was {
-		t.was[name(v)] = v
-		if _, both := t.want[name(v)]; !both {
-			t.order = append(t.order, name(v))
+		if _, both := t.want[v.ObjectName()]; !both {
+			t.order = append(t.order, v.ObjectName())
 		}
 	}
 	t.now = maps.Clone(t.was)
@@ -90,22 +88,31 @@ func newReconciler(ctx context.Context, engine Engine, was, want *config.Config,
 	return &reconciler{
 		ctx: ctx, engine: engine, publish: publish,
 		fixed:    config.Config{Workers: was.Workers, Control: was.Control},
-		uplinks:  newTable(was.Uplinks, want.Uplinks, func(u config.Uplink) string { return u.Name }),
-		networks: newTable(was.Networks, want.Networks, func(n config.Network) string { return n.Name }),
-		ports:    newTable(was.Ports, want.Ports, func(p config.Port) string { return p.Name }),
-		groups:   newTable(was.VolumeGroups, want.VolumeGroups, config.VolumeGroup.ObjectName),
-		volumes:  newTable(was.Volumes, want.Volumes, config.Volume.ObjectName),
+		uplinks:  newTable(was.Uplinks, want.Uplinks),
+		networks: newTable(was.Networks, want.Networks),
+		ports:    newTable(was.Ports, want.Ports),
+		groups:   newTable(was.VolumeGroups, want.VolumeGroups),
+		volumes:  newTable(was.Volumes, want.Volumes),
 		noted:    map[object]Change{}, errs: map[object]error{},
 	}
 }
 
-// run makes all steps and returns what became of each object: by kind, those wanted first.
+// run makes all steps.
 func (r *reconciler) run() []Change {
-	for _, step := range []func(){
+	return r.make(
 		r.removePorts, r.removeVolumes, r.freeNetworks, r.removeUplinks, r.addUplinks,
 		r.engine.Begin, r.setNetworks, r.setPorts, r.engine.End, r.removeNetworks,
-		r.setGroups, r.setVolumes, r.removeGroups,
-	} {
+		r.setGroups, r.setVolumes, r.removeGroups)
+}
+
+// add makes those that take nothing from anybody.
+func (r *reconciler) add() []Change {
+	return r.make(r.addUplinks, r.engine.Begin, r.setNetworks, r.setPorts, r.engine.End, r.setGroups, r.setVolumes)
+}
+
+// make makes steps and returns what became of each object: by kind, those wanted first.
+func (r *reconciler) make(steps ...func()) []Change {
+	for _, step := range steps {
 		if step(); r.advanced {
 			r.tell()
 		}
@@ -234,7 +241,7 @@ func (r *reconciler) setPort(p config.Port) error {
 }
 
 // The obstacles: why an object cannot be as wanted beside what the engine holds now. After a configuration that passed
-// its rules there is one only where an earlier step failed.
+// its rules there is one only where an earlier step failed, or where it is tried again and something else has come meanwhile.
 
 func (r *reconciler) uplinkObstacle(u config.Uplink) error {
 	for _, o := range r.uplinks.now {

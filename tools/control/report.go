@@ -29,7 +29,7 @@ type Status struct {
 	Version string    `json:"version"`
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
-	Failed  []Change  `json:"failed,omitempty"` // what the last change left undone
+	Failed  []Failure `json:"failed,omitempty"` // what is not as it should be
 	EngineStatus
 }
 

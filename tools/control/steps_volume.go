@@ -119,5 +119,10 @@ func (r *reconciler) volumeObstacle(v config.Volume) error {
 	if _, there := r.groups.now[v.VolumeGroup]; v.VolumeGroup != "" && !there {
 		return because(errFollows, "its volume group %s is not there", v.VolumeGroup)
 	}
+	for _, o := range r.volumes.now {
+		if o.Name != v.Name && o.Source == v.Source && config.Scheme(v.Source) == config.SchemeFile && !(o.ReadOnly && v.ReadOnly) {
+			return because(errFollows, "volume %s still has its file", o.Name)
+		}
+	}
 	return r.attachObstacle(v.Socket, "", object{KindVolume, v.Name})
 }

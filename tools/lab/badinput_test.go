@@ -16,7 +16,7 @@ func TestRefusedInterface(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "interface")
 	const takeOff = ": take it off with `shuntbpf detach --force up0`, or choose another interface"
-	m.refused(t, []attempt{
+	m.attempts(t, []attempt{
 		{name: "missing", change: []string{"interface: up0", "interface: up9"},
 			says: "uplink up0: interface up9: no such interface: create it, or name one that ip link shows"},
 		{name: "down", before: func(t *testing.T, m *machine) {
@@ -43,7 +43,7 @@ func TestRefusedInterface(t *testing.T) {
 			says: "network blue: MTU 1450 with 50 bytes of encapsulation does not fit uplink up0 of MTU 1400: set the network's to 1350 or less"},
 		{name: "two", change: []string{"{name: up0, interface: up0}", "{name: up0, interface: up8}, {name: up1, interface: up9}"},
 			says: "uplink up0: interface up8: no such interface: create it, or name one that ip link shows\n" +
-				"shuntd: uplink up1: interface up9: no such interface: create it, or name one that ip link shows"},
+				"uplink up1: interface up9: no such interface: create it, or name one that ip link shows"},
 		{name: "own address flooded", change: []string{"192.0.2.2", "192.0.2.1"}, says: "network blue: VTEP 192.0.2.1: invalid, it is this machine's own address; name other machines only"},
 		{name: "other IP version flooded", change: []string{"192.0.2.2", `"2001:db8::2"`}, says: "network blue: VTEP 2001:db8::2: invalid, the uplink's address 192.0.2.1 is of the other IP version; name VTEPs of that one"},
 		{name: "foreign program", before: func(t *testing.T, m *machine) { foreignProgram(t, m.ns, "up0") },
@@ -69,7 +69,7 @@ func TestRefusedPrivilege(t *testing.T) {
 	}
 	nobody := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}
 	const capabilities = "permission denied: run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
-	m.refused(t, []attempt{
+	m.attempts(t, []attempt{
 		{name: "nobody", under: nobody, says: "uplink up0: load the XDP program: " + capabilities},
 		{name: "CAP_BPF", under: without("bpf", "sys_admin"), says: "uplink up0: load the XDP program: " + capabilities},
 		{name: "CAP_NET_ADMIN", under: without("net_admin", "sys_admin"), says: "uplink up0: ..."},
@@ -124,7 +124,7 @@ func TestRefusedPath(t *testing.T) {
 		another   = ": choose another path with control.socket"
 		inTheWay  = "exists and is no socket: remove it or choose another path"
 	)
-	m.refused(t, []attempt{
+	m.attempts(t, []attempt{
 		{name: "port, listener", change: port("DIR/taken"),
 			says: "port p1: socket is in use: another process listens on DIR/taken: stop it or choose another path"},
 		{name: "port, file", change: port("DIR/file"), says: "port p1: DIR/file " + inTheWay},

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,11 +20,13 @@ import (
 
 	"github.com/shuntio/shunt/dataplane/frame"
 	"github.com/shuntio/shunt/dataplane/shm"
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/dataplane/xsk"
+	"github.com/shuntio/shunt/tools/control/api"
 	"github.com/shuntio/shunt/tools/lab/netlab"
 )
 
-// machine is one that shuntd is started on again and again, in vain: a namespace with the uplink up0 and its peer, and a directory.
+// machine is one that shuntd is started on again and again, in vain or without what it should have: a namespace with the uplink up0 and its peer, and a directory.
 // Since nothing may be left behind, what one attempt finds is what the attempt before found.
 type machine struct {
 	ns  *netlab.Namespace
@@ -52,11 +55,11 @@ func newMachine(t *testing.T, name string) *machine {
 const goodConfig = `workers: {idle: interrupt}
 control: {socket: DIR/shuntd.sock}
 uplinks: [{name: up0, interface: up0}]
-networks: [{name: blue, vni: 7, uplink: up0, flood: [192.0.2.2]}]
-ports: [{name: p1, network: blue, socket: DIR/p1.sock, mac: "52:54:00:00:00:01"}]
+networks: [{name: blue, vni: 7, uplink: up0, flood: [192.0.2.2]}, {name: calm}]
+ports: [{name: p1, network: blue, socket: DIR/p1.sock, mac: "52:54:00:00:00:01"}, {name: calm, network: calm, socket: DIR/calm.sock, anti-spoof: false}]
 `
 
-// attempt is a start that must be refused.
+// attempt is a start that must be refused, or what must go on without an object.
 type attempt struct {
 	name string
 	// before puts something in the way, until the end of the test.
@@ -67,12 +70,13 @@ type attempt struct {
 	mask  string
 	under []string
 	args  []string
-	// says is the sentence, or its beginning if it ends in "..."; a number behind "process" or "id" shows as #.
+	// says is the sentence, or its beginning if it ends in "..."; a number behind "process" or "id" shows as #. One that begins with an object is about that alone;
+	// there can be several, each on its line.
 	says string
 }
 
-// refused makes attempts one after the other.
-func (m *machine) refused(t *testing.T, attempts []attempt) {
+// attempts makes attempts one after the other.
+func (m *machine) attempts(t *testing.T, attempts []attempt) {
 	binary := shuntd(t)
 	for _, a := range attempts {
 		t.Run(a.name, func(t *testing.T) {
@@ -96,11 +100,11 @@ func (m *machine) refused(t *testing.T, attempts []attempt) {
 			before := m.traces(t, ctx)
 			cmd := m.ns.Command(ctx, command[0], command[1:]...)
 			cmd.Env = append(os.Environ(), "SHUNT_MASK="+a.mask)
-			out, err := cmd.CombinedOutput()
-			if status := exitStatus(err); status != 2 {
-				t.Errorf("exit status %d (%v), want 2:\n%s", status, err, out)
+			if ofObject.MatchString(a.says) {
+				m.withstood(t, ctx, cmd, strings.Split(m.fill(a.says), "\n"))
+			} else {
+				m.refused(t, cmd, m.fill(a.says))
 			}
-			m.judge(t, string(out), m.fill(a.says))
 			if after := m.traces(t, ctx); after != before {
 				t.Errorf("before the attempt\n%s\nand behind it\n%s", before, after)
 			}
@@ -113,19 +117,78 @@ func (m *machine) fill(text string) string { return strings.ReplaceAll(text, "DI
 
 // logged are the lines of facts that were logged on the way: no errors.
 var (
-	logged  = regexp.MustCompile(`(?m)^time=\S+ level=(INFO|WARN) .*\n`)
-	numbers = regexp.MustCompile(`\b(process|id) \d+`)
+	ofObject = regexp.MustCompile(`^(uplink|network|port) \w+: `)
+	logged   = regexp.MustCompile(`(?m)^time=\S+ level=(INFO|WARN) .*\n`)
+	numbers  = regexp.MustCompile(`\b(process|id) \d+`)
+	inLog    = regexp.MustCompile(`^time=\S+ level=ERROR msg="configuration not applied" kind=(\w+) name=(\w+) error=(".*")$`)
 )
 
-// judge wants one sentence, and nothing else that sounds like an error.
-func (m *machine) judge(t *testing.T, out, says string) {
+// same compares a sentence with one that was expected, or with its beginning.
+func same(got, want string) bool {
+	got = numbers.ReplaceAllString(got, "$1 #")
+	prefix, cut := strings.CutSuffix(want, "...")
+	return got == want || cut && strings.HasPrefix(got, prefix) && !strings.Contains(got, "\n")
+}
+
+// refused wants an end with one sentence, and nothing else that sounds like an error.
+func (m *machine) refused(t *testing.T, cmd *exec.Cmd, says string) {
 	t.Helper()
-	out = numbers.ReplaceAllString(logged.ReplaceAllString(out, ""), "$1 #")
-	prefix, cut := strings.CutSuffix(says, "...")
-	if cut && strings.HasPrefix(out, "shuntd: "+prefix) && strings.Count(out, "\n") == 1 || out == "shuntd: "+says+"\n" {
-		return
+	out, err := cmd.CombinedOutput()
+	if status := exitStatus(err); status != 2 {
+		t.Errorf("exit status %d (%v), want 2:\n%s", status, err, out)
 	}
-	t.Errorf("it says\n%swant\nshuntd: %s", out, says)
+	if got := logged.ReplaceAllString(string(out), ""); !same(strings.TrimSuffix(got, "\n"), "shuntd: "+says) {
+		t.Errorf("it says\n%swant\nshuntd: %s", got, says)
+	}
+}
+
+// withstood wants a start without some objects: a sentence of each, once in the log and in the status, and everything else served until it is stopped.
+func (m *machine) withstood(t *testing.T, ctx context.Context, cmd *exec.Cmd, says []string) {
+	t.Helper()
+	p, err := netlab.Start(cmd)
+	must(t, err)
+	defer p.Kill()
+	client := api.NewClient(m.path("shuntd.sock"))
+	defer client.Close()
+	status, err := client.Status(ctx)
+	for ; err != nil; status, err = client.Status(ctx) {
+		if time.Sleep(time.Millisecond); ctx.Err() != nil || !p.Running() {
+			t.Fatalf("it does not start: %v\n%s", err, p.Output())
+		}
+	}
+	expect := func(where string, got []string) {
+		t.Helper()
+		if !slices.EqualFunc(got, says, same) {
+			t.Errorf("%s says\n%s\nwant\n%s", where, strings.Join(got, "\n"), strings.Join(says, "\n"))
+		}
+	}
+	var told []string
+	for _, f := range status.Failed {
+		if f.Retry == nil || f.Retry.Tries == 0 {
+			t.Errorf("%s %s is not tried again", f.Kind, f.Name)
+		}
+		if !strings.HasSuffix(f.Error, " is not there") { // those that failed with it
+			told = append(told, fmt.Sprintf("%s %s: %s", f.Kind, f.Name, f.Error))
+		}
+	}
+	expect("the status", told)
+	calm, err := vhostuser.DialWait(ctx, m.path("calm.sock"))
+	must(t, err)
+	must(t, calm.Close())
+	p.Signal(os.Interrupt)
+	if code, err := p.Result(); code != 0 {
+		t.Errorf("it ended with %v", err)
+	}
+	var lines []string
+	for line := range strings.Lines(logged.ReplaceAllString(p.Output(), "")) {
+		if part := inLog.FindStringSubmatch(strings.TrimSuffix(line, "\n")); part != nil {
+			sentence, err := strconv.Unquote(part[3])
+			must(t, err)
+			line = fmt.Sprintf("%s %s: %s", part[1], part[2], sentence)
+		}
+		lines = append(lines, line)
+	}
+	expect("the log", lines)
 }
 
 // traces are what a daemon could leave on the machine.
@@ -218,7 +281,7 @@ func foreignSocket(t *testing.T, m *machine) {
 func (m *machine) first(t *testing.T, control, port string) {
 	t.Helper()
 	file := m.path("first.yaml")
-	text := m.fill(strings.NewReplacer("shuntd.sock", control, "p1.sock", port).Replace(goodConfig))
+	text := m.fill(strings.NewReplacer("shuntd.sock", control, "p1.sock", port, "calm.sock", "first-calm.sock").Replace(goodConfig))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shuntio/shunt/dataplane/vhostuser"
 	"github.com/shuntio/shunt/tools/control"
 	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/tools/lab/daemon"
@@ -17,13 +18,13 @@ import (
 	"github.com/shuntio/shunt/tools/need"
 )
 
-// TestBadVolumes: what can be wrong about a source, each with the one sentence that says so: when it is checked, and when a daemon starts with it, which refuses what
-// the operator has to change here, and has a volume wait for a server that may have it tomorrow.
+// TestBadVolumes: what can be wrong about a source, each with the one sentence that says so: when it is checked, and when a daemon starts with it, which does not do so
+// if it cannot be a source at all, goes on without what the operator has to change here, and has a volume wait for a server that may have it tomorrow.
 func TestBadVolumes(t *testing.T) {
 	need.Program(t, "nbdkit", "openssl")
 	ctx := within(t, time.Minute)
 	s := newShelf(t, "[1]")
-	for _, name := range []string{"readonly", "short", "file"} {
+	for _, name := range []string{"readonly", "short", "file", "good"} {
 		s.blank(t, name, shelfDisk)
 	}
 	must(t, os.Truncate(s.image("short"), 1000))
@@ -38,10 +39,10 @@ func TestBadVolumes(t *testing.T) {
 	checker := start(t, namespace(t, "checker"), "checker", "workers: {cpus: [1], huge-pages: off}\n")
 	for name, test := range map[string]struct {
 		source, more, want string
-		waits              bool
+		waits, ends        bool
 	}{
-		"wrong URI":             {source: "nbd://", want: "names no host"},
-		"unknown scheme":        {source: "iscsi://192.0.2.9/x", want: `has the scheme "iscsi"`},
+		"wrong URI":             {source: "nbd://", want: "names no host", ends: true},
+		"unknown scheme":        {source: "iscsi://192.0.2.9/x", want: `has the scheme "iscsi"`, ends: true},
 		"missing export":        {source: "nbd+unix:///gone" + at, want: "no such export: name one that it lists", waits: true},
 		"refused connection":    {source: "nbd://127.0.0.1:1/x", want: "connection refused: start the server, or correct host and port", waits: true},
 		"refused by a host":     {source: "nvme+tcp://127.0.0.1:1/nqn.2014-08.org.example:x?nsid=1", want: "connection refused: start it, or correct host and port", waits: true},
@@ -51,28 +52,44 @@ func TestBadVolumes(t *testing.T) {
 		"size of half a sector": {source: "file://" + s.image("short"), want: "not a multiple"},
 		"missing file":          {source: "file://" + s.image("missing"), want: "no such file"},
 		"directory":             {source: "file://" + s.dir, want: "neither a regular file nor a block device: name one"},
-		"serial too long":       {source: "file://" + s.image("file"), more: ", serial: a-serial-of-22-bytes-x", want: "at most 20"},
+		"serial too long":       {source: "file://" + s.image("file"), more: ", serial: a-serial-of-22-bytes-x", want: "at most 20", ends: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if test.more == "" {
 				_, err := checker.API().CheckVolume(ctx, config.VolumeSource{Source: test.source})
 				oneSentence(t, test.source, "the check", fmt.Sprint(err), test.want)
 			}
-			volume := fmt.Sprintf("workers: {cpus: [1], huge-pages: off}\nvolumes:\n  - {name: bad, socket: %q, source: %q%s}\n",
-				filepath.Join(t.TempDir(), "s"), test.source, test.more)
-			d := prepare(t, namespace(t, "host"), "shuntd", volume)
+			d := prepare(t, namespace(t, "host"), "shuntd", "")
+			dir := filepath.Dir(d.Socket())
+			d.SetConfig(fmt.Sprintf("workers: {cpus: [1], huge-pages: off}\nvolumes:\n  - {name: bad, socket: %q, source: %q%s}\n  - {name: good, socket: %q, source: %q}\n",
+				filepath.Join(dir, "bad.sock"), test.source, test.more, filepath.Join(dir, "good.sock"), "file://"+s.image("good")))
 			err := d.Start(ctx)
 			if test.waits {
 				must(t, err)
 				oneSentence(t, test.source, "the status", waitsFor(t, ctx, d, "bad"), test.want)
 				return
 			}
-			exit := (*daemon.ExitError)(nil)
-			if !errors.As(err, &exit) || exit.Status <= 0 {
+			part, exit := (*daemon.PartError)(nil), (*daemon.ExitError)(nil)
+			if test.ends {
+				if !errors.As(err, &exit) || exit.Status <= 0 {
+					t.Fatalf("the daemon: %v", err)
+				}
+				lines := strings.Split(strings.TrimSpace(exit.Log), "\n")
+				oneSentence(t, test.source, "the refusal", lines[len(lines)-1], test.want)
+				return
+			}
+			if !errors.As(err, &part) || len(part.Failed) != 1 || part.Failed[0].Retry == nil {
 				t.Fatalf("the daemon: %v", err)
 			}
-			lines := strings.Split(strings.TrimSpace(exit.Log), "\n")
-			oneSentence(t, test.source, "the refusal", lines[len(lines)-1], test.want)
+			said := part.Failed[0].Error
+			oneSentence(t, test.source, "the status", said, test.want)
+			awaitCondition(t, ctx, "the log", func() bool { return strings.Contains(d.Log(), "shuntd is ready") })
+			if line := fmt.Sprintf(`level=ERROR msg="configuration not applied" kind=volume name=bad error=%q`, said); strings.Count(d.Log(), line) != 1 {
+				t.Errorf("the log says\n%swant once\n%s", d.Log(), line)
+			}
+			f, err := vhostuser.DialWait(ctx, filepath.Join(filepath.Dir(d.Socket()), "good.sock")) // which the bad one holds up in nothing
+			must(t, err)
+			must(t, f.Close())
 		})
 	}
 }

@@ -55,11 +55,21 @@ func drawStatus(t *table, s control.Status, now time.Time) {
 	if len(s.Volumes) > 0 {
 		drawVolumes(t, s.Volumes, now)
 	}
-	if len(s.Failed) > 0 {
-		t.head("FAILED", "NAME", "ERROR")
-		for _, f := range s.Failed {
-			t.row(f.Kind, f.Name, f.Error)
+	drawFailed(t, s.Failed, now)
+}
+
+// drawFailed shows what is not as configured, and how it is tried again if it is.
+func drawFailed(t *table, list []control.Failure, now time.Time) {
+	if len(list) == 0 {
+		return
+	}
+	t.head("FAILED", "NAME", "TRIED", "SINCE", "NEXT TRY", "ERROR")
+	for _, f := range list {
+		row := []any{f.Kind, f.Name, "", "", "", f.Error}
+		if r := f.Retry; r != nil {
+			row[2], row[3], row[4] = count(uint64(r.Tries)), span(now.Sub(r.Since)), span(max(r.Next.Sub(now), 0))
 		}
+		t.row(row...)
 	}
 }
 
@@ -188,10 +198,31 @@ func getObjects[C, S any](c *command, kind control.Kind,
 						states = append(states, *o.Status)
 					}
 				}
-				return c.print(value, func(t *table) { draw(t, states) })
+				failed, err := c.failedOf(ctx, client, kind, len(args) == 0)
+				if err != nil {
+					return err
+				}
+				return c.print(value, func(t *table) {
+					draw(t, states)
+					drawFailed(t, failed, time.Now())
+				})
 			})
 		},
 	}
+}
+
+// failedOf is what of a kind failed, for people who look at all of it.
+func (c *command) failedOf(ctx context.Context, client *api.Client, kind control.Kind, all bool) (failed []control.Failure, err error) {
+	if !all || c.output == "json" {
+		return nil, nil
+	}
+	s, err := client.Status(ctx)
+	for _, f := range s.Failed {
+		if f.Kind == kind {
+			failed = append(failed, f)
+		}
+	}
+	return failed, err
 }
 
 // names completes a first argument with the names of some kinds of objects, by asking the daemon.

@@ -112,7 +112,7 @@ func daemonOf(t *testing.T, text string, with ...func(*controltest.Engine)) (*co
 }
 
 // changing is what differs from run to run.
-var changing = regexp.MustCompile(`(?m)shuntd \S+, process \d+, up \S+|"(version|shuntctl|shuntd)": "[^"]*"|"pid": \d+|"started": "[^"]*"|^shunt(ctl|d)  .*$|^answered in  .*$`)
+var changing = regexp.MustCompile(`(?m) \d+ +\d+s +\d+s |shuntd \S+, process \d+, up \S+|"(version|shuntctl|shuntd)": "[^"]*"|"pid": \d+|"started": "[^"]*"|^shunt(ctl|d)  .*$|^answered in  .*$`)
 
 // TestGolden compares what every command prints with its golden file. Commands run in order on one daemon.
 func TestGolden(t *testing.T) {
@@ -155,6 +155,8 @@ func TestGolden(t *testing.T) {
 		{"apply", 1, []string{"apply", "-f", next}},
 		{"apply.json", 1, []string{"apply", "-f", next, "-o", "json"}},
 		{"status-failed", 0, []string{"status"}},
+		{"ports-failed", 0, []string{"get", "ports"}},
+		{"port-failed", 1, []string{"get", "port", "vm3-eth0"}},
 		{"delete", 0, []string{"delete", "port", "vm1-eth0"}},
 		{"delete-used", 1, []string{"delete", "uplink", "up0"}},
 		{"delete-unknown", 1, []string{"delete", "network", "green"}},

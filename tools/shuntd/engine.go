@@ -34,6 +34,8 @@ type engine struct {
 	ended   chan error // what a worker's Run returned, for the daemon
 	untame  func()
 	unwatch chan struct{} // ends what follows the host's interfaces
+	news    chan struct{} // has a token when one came up
+	swept   bool          // of an earlier life's files there are none that nobody has
 
 	closing   chan struct{}  // ends those that linger
 	lingering sync.WaitGroup // volumes that were removed and cannot be closed yet
@@ -51,6 +53,7 @@ type engine struct {
 
 	stores func(context.Context, storeOptions) (blk.Store, error) // openStore
 	vain   time.Time                                              // when AddVolume last left before its store was open
+	lapsed map[string]bool                                        // servers that are out of sight, since AddVolume failed, by source; the controller's
 	rings  sync.Mutex                                             // held while one is opened
 	others []int                                                  // cores that we may use and no worker runs on
 	files  int                                                    // that a worker's io_uring has places for
@@ -61,7 +64,7 @@ type engine struct {
 // newEngine starts the workers, or leaves nothing behind.
 func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
-		log: log, idle: c.Idle, ended: make(chan error, 1),
+		log: log, idle: c.Idle, ended: make(chan error, 1), news: make(chan struct{}, 1), lapsed: map[string]bool{},
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
 		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore, files: mostFiles(), closing: make(chan struct{}),
 	}

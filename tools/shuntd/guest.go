@@ -101,9 +101,14 @@ func statePath() (string, error) {
 	return "", fmt.Errorf("neither %s is on a file system in memory: mount a tmpfs on /run", strings.Join(statePaths, " nor "))
 }
 
-// sweepStates removes the files of ports that we had, in an earlier life, and nobody configured again.
-func (e *engine) sweepStates() {
+// sweepStates removes the files of ports that we had, in an earlier life, and nobody configured again: neither those there are nor those still to come.
+func (e *engine) sweepStates(missing []config.Port) {
 	kept := map[string]bool{}
+	for _, c := range missing {
+		if file, err := stateFile(c.Socket); err == nil && c.Socket != "" {
+			kept[file] = true
+		}
+	}
 	for _, p := range e.ports {
 		if g, is := p.device.(*guest); is {
 			kept[g.state] = true

@@ -91,6 +91,7 @@ func recall(t *testing.T, file string) {
 // A daemon that begins forgets the ports that it had and is not told of any more, and no other daemon's.
 func TestRingStatesOfEarlierPorts(t *testing.T) {
 	dir := ringStates(t)
+	var missing []config.Port
 	begin := func(name string, ports ...config.Port) (end func()) {
 		e := newTestEngine(t, 1)
 		e.name = name
@@ -107,8 +108,9 @@ func TestRingStatesOfEarlierPorts(t *testing.T) {
 			}
 			recall(t, file)
 		}
-		e.Settle()
+		e.Settle(&config.Config{Ports: missing})
 		return func() {
+			e.Settle(&config.Config{}) // as when what was missing is deleted
 			if err := errors.Join(e.removeAll(t.Context())...); err != nil {
 				t.Error(err)
 			}
@@ -133,6 +135,14 @@ func TestRingStatesOfEarlierPorts(t *testing.T) {
 	a, b, c := port("a", 1), port("b", 2), port("c", 3)
 	begin("/run/one", a, b)()
 	other := begin("/run/two", c)
+	there("abc")
+	missing = []config.Port{a}
+	end := begin("/run/one", b)
+	there("abc") // for one that failed and is still to come
+	missing = nil
+	end()
+	there("bc")
+	begin("/run/one", a, b)()
 	there("abc")
 	begin("/run/one", b)()
 	there("bc") // of c somebody else has the file

@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 
+	"github.com/shuntio/shunt/tools/control/config"
 	"github.com/shuntio/shunt/vxlan"
 	"github.com/shuntio/shunt/vxlan/underlay"
 )
@@ -56,27 +57,34 @@ func (e *engine) follow(u *uplink) {
 	u.settle(e.log)
 }
 
-// Settle implements daemon.Settler.
-func (e *engine) Settle() {
+// Settle implements control.Engine.
+func (e *engine) Settle(missing *config.Config) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, u := range e.uplinks {
 		u.steer.Lock()
-		u.complete = true
+		u.complete, u.missing = true, nil
+		for _, n := range missing.Networks {
+			if n.Uplink == u.config.Name && n.VNI != 0 {
+				u.missing = append(u.missing, n.VNI)
+			}
+		}
 		u.settle(e.log)
 		u.steer.Unlock()
 	}
-	e.sweepStates()
+	if !e.swept {
+		e.sweepStates(missing.Ports)
+		e.swept = len(missing.Ports) == 0
+	}
 }
 
-// settle lets the kernel have what a killed predecessor took and we do not: once the configuration is complete and our
+// settle lets the kernel have what a killed predecessor took and we do not: once the configuration is complete, but for what is still to come, and our
 // own tunnel endpoint known, so that there is no gap in which the kernel would answer what is ours. With steer held.
 func (u *uplink) settle(log *slog.Logger) {
-	if !u.complete || u.settled || u.program == nil || !u.vtep.IsValid() {
+	if !u.complete || u.program == nil || !u.vtep.IsValid() {
 		return
 	}
-	u.settled = true
-	if err := u.program.Settle(); err != nil {
+	if err := u.program.Settle(u.missing...); err != nil {
 		log.Warn("cannot forget what an earlier shuntd steered", "uplink", u.config.Name, "reason", err)
 	}
 }

@@ -24,6 +24,7 @@ import (
 // by the first of them. When the interface goes away its configuration stays, and service returns with it (mend.go).
 type uplink struct {
 	config  config.Uplink
+	added   bool // it has been in service
 	resolve *underlay.Underlay
 	// links are those of the queues, by queue and worker: every worker receives from every queue. They stay when the queues go, since the switch sends
 	// to them, and keep their counters.
@@ -46,8 +47,9 @@ type uplink struct {
 
 	steer sync.Mutex // program and vtep: the controller's and the resolver's goroutines change them
 	vtep  netip.Addr // as the program knows it
-	// complete: the first configuration is in place; settled: the program was told.
-	complete, settled bool
+	// complete: the configuration that it came with is in place, but for networks that are missing and still to come, by their VNIs.
+	complete bool
+	missing  []uint32
 }
 
 // uplinkQueue is a queue that is open: the owner's socket has the fill, completion and transmit rings, and every other worker's only receives what
@@ -103,7 +105,7 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	if err = e.poll(u); err != nil {
 		return errors.Join(err, e.fabric.RemoveUplink(c.Name))
 	}
-	e.uplinks[c.Name] = u
+	e.uplinks[c.Name], u.added = u, true
 	e.announce(u, "uplink in service")
 	return nil
 }
@@ -194,7 +196,7 @@ func (e *engine) share(queues int) (int, error) {
 func (u *uplink) setProgram(p *bpf.Program) {
 	u.steer.Lock()
 	defer u.steer.Unlock()
-	u.program, u.vtep, u.settled = p, netip.Addr{}, false
+	u.program, u.vtep = p, netip.Addr{}
 }
 
 // openQueue binds each worker's socket to one queue of the uplink, and gives it to the queue's link of that worker.
@@ -329,7 +331,8 @@ func (e *engine) closeUplink(u *uplink) error {
 	return err
 }
 
-// shut takes back what is open on an uplink's interface; the program last, so that the kernel sees no frame that was ours before.
+// shut takes back what is open on an uplink's interface; the program last, so that the kernel sees no frame that was ours before. What a killed predecessor's
+// program keeps from the kernel stays so where nothing comes of the uplink: it is tried again.
 func (e *engine) shut(u *uplink) error {
 	var errs []error
 	errs = append(errs, e.setMulticast(u, false))
@@ -340,7 +343,11 @@ func (e *engine) shut(u *uplink) error {
 	u.queues = nil
 	if program := u.program; program != nil {
 		u.setProgram(nil)
-		errs = append(errs, program.Close())
+		end := program.Return
+		if u.added {
+			end = program.Close
+		}
+		errs = append(errs, end())
 	}
 	return errors.Join(errs...)
 }

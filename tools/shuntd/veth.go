@@ -25,6 +25,7 @@ type veth struct {
 	mtu     int        // of the interface
 	program *bpf.PortProgram
 	queues  []*vethQueue
+	served  bool  // an interface of the name was in service
 	failed  error // why it could not be opened
 	past    control.Counters
 }
@@ -105,6 +106,7 @@ func (v *veth) open(p *port) (err error) {
 			return err
 		}
 	}
+	v.served = true
 	e.fabric.Refresh()
 	return nil
 }
@@ -112,7 +114,7 @@ func (v *veth) open(p *port) (err error) {
 // vethFill is how many frames lie ready for what a container sends: two of the bursts that a veth moves at once.
 const vethFill = 512
 
-// shut gives the interface back.
+// shut gives the interface back, as it was found where nothing came of it.
 func (v *veth) shut(p *port) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -131,7 +133,11 @@ func (v *veth) shut(p *port) error {
 	}
 	v.queues, v.index = nil, 0
 	if v.program != nil {
-		errs = append(errs, v.program.Close())
+		end := v.program.Return
+		if v.served {
+			end = v.program.Close
+		}
+		errs = append(errs, end())
 		v.program = nil
 	}
 	return errors.Join(errs...)
@@ -303,6 +309,7 @@ func (e *engine) followLinks(news chan netlink.LinkUpdate, done chan struct{}, s
 			}
 		}
 		e.lookAt(func(*veth) bool { return true }) // what was missed
+		e.tell()
 	}
 }
 
@@ -329,10 +336,23 @@ func (e *engine) hear(news <-chan netlink.LinkUpdate, done chan<- struct{}, stop
 				return
 			}
 			e.lookAtLink(n.Link.Attrs())
+			if n.Change&unix.IFF_UP != 0 && n.Flags&unix.IFF_UP != 0 {
+				e.tell()
+			}
 		case <-stop:
 			end()
 			stop = nil // and go on, since who sends the news waits
 		}
+	}
+}
+
+// News implements daemon.Watcher: interfaces that came up.
+func (e *engine) News() <-chan struct{} { return e.news }
+
+func (e *engine) tell() {
+	select {
+	case e.news <- struct{}{}:
+	default: // there are some already
 	}
 }
 

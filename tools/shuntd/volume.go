@@ -27,7 +27,7 @@ type volume struct {
 	log    *slog.Logger
 	places []*worker // by queue
 
-	away bool // the opener's: a server could not be reached yet, so it may have been restarted since a daemon before this one used it
+	away bool // the opener's: a server was out of sight, so it may have been restarted since a daemon before this one used it
 
 	stop context.CancelFunc // ends the opener
 	done chan struct{}      // it has ended
@@ -66,7 +66,12 @@ var (
 )
 
 // AddVolume implements control.Engine.
-func (e *engine) AddVolume(ctx context.Context, c config.Volume) error {
+func (e *engine) AddVolume(ctx context.Context, c config.Volume) (err error) {
+	defer func() {
+		if delete(e.lapsed, c.Source); err != nil && config.Scheme(c.Source) != config.SchemeFile {
+			e.lapsed[c.Source] = true
+		}
+	}()
 	v, err := e.newVolume(c)
 	if err != nil {
 		return err
@@ -105,7 +110,7 @@ func (e *engine) newVolume(c config.Volume) (*volume, error) {
 	defer e.mu.Unlock()
 	v := &volume{
 		engine: e, log: e.log.With("volume", c.Name), done: make(chan struct{}),
-		config: c, policy: e.policyOf(c), why: errOpening, since: time.Now(),
+		config: c, policy: e.policyOf(c), why: errOpening, since: time.Now(), away: e.lapsed[c.Source],
 	}
 	var err error
 	v.places, err = e.placeVolume(c.Queues, c.Workers)

@@ -110,6 +110,11 @@ func (s *Server) get(r *http.Request, k kind) (any, error) {
 	if one := k.list(s.controller, r.PathValue("name")); one != nil {
 		return one, nil
 	}
+	for _, f := range s.controller.Failed() {
+		if f.Kind == k.kind && f.Name == r.PathValue("name") && f.Error != "" {
+			return nil, absent("%s %s is not there: %s", f.Kind, f.Name, f.Error)
+		}
+	}
 	return nil, absent("there is no %s %q", k.kind, r.PathValue("name"))
 }
 

@@ -42,6 +42,7 @@ type Engine struct {
 	broken   []string
 	closed   bool
 	begun    bool
+	missing  *config.Config
 }
 
 // Held returns what the engine holds, by name. Workers and control are left empty.
@@ -145,6 +146,24 @@ func (e *Engine) enclose(method string, begun bool) {
 		e.broken = append(e.broken, method+": twice")
 	}
 	e.begun = begun
+}
+
+// Settle implements control.Engine.
+func (e *Engine) Settle(missing *config.Config) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.begun || e.closed {
+		e.broken = append(e.broken, "Settle: in the midst of a change, or after Close")
+	}
+	c := *missing
+	e.missing = &c
+}
+
+// Missing returns what Settle was told last; nil: it was not called.
+func (e *Engine) Missing() *config.Config {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.missing
 }
 
 // AddNetwork implements control.Engine.

@@ -1,9 +1,9 @@
 // Package daemon is the frame around an engine: flags, configuration, signals, systemd, log and metrics. It knows no
 // packet; tools/shuntd gives it the engine.
 //
-//	flags ─> configuration ─> control socket, metrics listener ─> engine ─> apply ─> READY
-//	            │ --check: exit                                                        │
-//	            └ refused: exit 2 <── something is in the way: all undone, exit 2      │
+//	flags ─> configuration ─> control socket, metrics listener ─> engine ─> objects ─> READY
+//	            │ --check: exit                │ in the way           │        │ one fails: logged, and tried again beside the rest
+//	            └ refused: exit 2 <── exit 2 <─┴──────────────────────┘        │
 //	SIGHUP ─> read the file again, apply; what fails is logged, the rest runs on <─────┤
 //	SIGTERM, SIGINT ─> STOPPING ─> API, metrics, engine closed in bounded time: exit 0 <┘
 //	   │                  └ another one, 3 s later: exit 1 at once
@@ -64,10 +64,9 @@ type Ender interface {
 	Ended() <-chan error
 }
 
-// A Settler is an engine that wants to know when it holds the whole first configuration: what a killed predecessor left and nobody
-// asked for again can go.
-type Settler interface {
-	Settle()
+// A Watcher is an engine that tells when something came to the host that an object may have failed without, as an interface.
+type Watcher interface {
+	News() <-chan struct{}
 }
 
 // Main runs the daemon until it is told to stop, and returns its exit status.
@@ -100,7 +99,8 @@ type daemon struct {
 	check      bool
 	level      level
 	log        *slog.Logger
-	again      bool // SIGHUP came before the daemon was ready
+	again      bool   // SIGHUP came before the daemon was ready
+	told       string // the service manager, of what is as configured
 }
 
 func (d *daemon) command(status *int) *cobra.Command {
@@ -154,7 +154,7 @@ func (d *daemon) run() int {
 	switch err := d.begin(r, c); {
 	case err == nil:
 		d.log.Info("shuntd is ready", "version", control.Version(), "socket", c.Control.Socket, "uplinks", len(c.Uplinks),
-			"networks", len(c.Networks), "ports", len(c.Ports), "volumes", len(c.Volumes))
+			"networks", len(c.Networks), "ports", len(c.Ports), "volumes", len(c.Volumes), "failed", len(r.controller.Failed()))
 		if failure = d.serve(r); failure != nil {
 			d.log.Error("shuntd failed", "error", failure)
 		}
@@ -176,20 +176,12 @@ func (d *daemon) run() int {
 	return ExitOK
 }
 
-// refuse tells why there is no start: in a sentence, but where several objects failed. It is not for a log, but for whoever is to
-// change something; only the journal gets it with its level.
+// refuse tells why there is no start, in a sentence. It is not for a log, but for whoever is to change something; only the journal gets it with its level.
 func (d *daemon) refuse(err error) {
-	reasons := []string{err.Error()}
-	var failed *control.FailedError
-	if errors.As(err, &failed) {
-		reasons = failed.Reasons()
-	}
-	for _, reason := range reasons {
-		if _, is := d.log.Handler().(*journal); is {
-			d.log.Error("shuntd does not start", "error", reason)
-		} else {
-			fmt.Fprintf(d.Stderr, "shuntd: %s\n", reason)
-		}
+	if _, is := d.log.Handler().(*journal); is {
+		d.log.Error("shuntd does not start", "error", err)
+	} else {
+		fmt.Fprintf(d.Stderr, "shuntd: %v\n", err)
 	}
 }
 
@@ -197,7 +189,7 @@ func (d *daemon) refuse(err error) {
 func (d *daemon) serve(r *running) error {
 	stopWatchdog := watchdog(r.controller, d.log)
 	defer stopWatchdog()
-	notify(d.log, ready)
+	d.ready(r)
 	if d.again {
 		d.reload(r)
 	}
@@ -209,6 +201,10 @@ func (d *daemon) serve(r *running) error {
 				return nil
 			}
 			d.reload(r)
+		case <-r.controller.Changed():
+			d.tell(r, "")
+		case <-r.news:
+			r.controller.Nudge()
 		case err := <-r.failed:
 			return err
 		case err := <-r.ended:
@@ -220,7 +216,7 @@ func (d *daemon) serve(r *running) error {
 // reload applies the file again. Whatever is wrong with it, the daemon runs on.
 func (d *daemon) reload(r *running) {
 	notify(d.log, reloading())
-	defer notify(d.log, ready)
+	defer d.ready(r)
 	c, err := config.Read(d.configFile)
 	if err != nil {
 		d.log.Error("the configuration is refused and the running one kept", "error", err)

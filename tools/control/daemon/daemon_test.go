@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -264,34 +265,6 @@ func TestStartRefused(t *testing.T) {
 		n.logged(t, "shuntd: no permission: run shuntd as root\n")
 		n.cleaned(t)
 	})
-	t.Run("object", func(t *testing.T) {
-		n := newNode(t, blue)
-		n.engine.Fail = func(method, _ string) error {
-			if method == "AddPort" {
-				return errors.New("its socket is in use")
-			}
-			return nil
-		}
-		if status := Main(n.options(n.engine, nil)); status != 2 || !n.engine.Closed() {
-			t.Errorf("status %d, closed %v", status, n.engine.Closed())
-		}
-		n.logged(t, "shuntd: port p1: its socket is in use\n")
-		n.cleaned(t)
-	})
-	t.Run("objects", func(t *testing.T) {
-		n := newNode(t, `uplinks: [{name: up0, interface: eth1}, {name: up1, interface: eth2}]
-networks: [{name: blue, uplink: up0}, {name: red, uplink: up1}]
-`)
-		n.engine.Fail = func(method, name string) error { return fmt.Errorf("no %s", name) }
-		if status := Main(n.options(n.engine, nil)); status != 2 {
-			t.Errorf("status %d", status)
-		}
-		// Of the networks, which only need the uplinks, nothing.
-		if log := n.log.String(); log != "shuntd: uplink up0: no up0\nshuntd: uplink up1: no up1\n" {
-			t.Errorf("it says\n%s", log)
-		}
-		n.cleaned(t)
-	})
 	t.Run("metrics", func(t *testing.T) {
 		taken, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -307,6 +280,56 @@ networks: [{name: blue, uplink: up0}, {name: red, uplink: up1}]
 		n.cleaned(t)
 	})
 }
+
+// TestStartWithout starts with objects that fail: each has its line in the log, systemd knows how many they are, and they come when they can, sooner when the
+// engine has news of the host.
+func TestStartWithout(t *testing.T) {
+	n := newNode(t, `uplinks: [{name: up0, interface: eth1}, {name: up1, interface: eth2}]
+networks: [{name: blue, uplink: up0, vni: 7}, {name: red, uplink: up1, vni: 7}]
+ports: [{name: p1, network: red, socket: /run/p1, anti-spoof: false}]
+`)
+	var there atomic.Bool
+	n.engine.Fail = func(method, name string) error {
+		if method == "AddUplink" && name == "up1" && !there.Load() {
+			return errors.New("no such interface: create it")
+		}
+		return nil
+	}
+	w := watching{n.engine, make(chan struct{})}
+	go func() { n.status <- Main(n.options(w, nil)) }()
+	n.expect(t, "READY=1\nSTATUS=3 objects are not as configured: see shuntctl status")
+	n.logged(t, `level=ERROR msg="configuration not applied" kind=uplink name=up1 error="no such interface: create it"`)
+	n.logged(t, `level=WARN msg="configuration not applied" kind=port name=p1 error="its network red is not there"`)
+	n.logged(t, `msg="shuntd is ready"`)
+	n.logged(t, "uplinks=2 networks=2 ports=1 volumes=0 failed=3")
+	c := api.NewClient(n.socket)
+	defer c.Close()
+	s, err := c.Status(t.Context())
+	if err != nil || len(s.Failed) != 3 || s.Failed[0].Name != "up1" || s.Failed[0].Retry == nil || len(s.Networks) != 1 {
+		t.Errorf("the status is %+v, %v", s, err)
+	}
+	there.Store(true)
+	w.news <- struct{}{}
+	n.expect(t, "STATUS=everything is as configured")
+	if s, err := c.Status(t.Context()); err != nil || len(s.Failed) != 0 || len(s.Ports) != 1 {
+		t.Errorf("at last the status is %+v, %v", s, err)
+	}
+	n.logged(t, `msg="configuration applied" kind=port name=p1 action=created`)
+	n.signals <- unix.SIGTERM
+	n.expect(t, "STOPPING=1")
+	n.ends(t, 0)
+	if errs := strings.Count(n.log.String(), "level=ERROR"); errs != 1 {
+		t.Errorf("%d errors were logged:\n%s", errs, n.log.String())
+	}
+}
+
+// watching is an engine with news.
+type watching struct {
+	*controltest.Engine
+	news chan struct{}
+}
+
+func (w watching) News() <-chan struct{} { return w.news }
 
 // TestStop counts signals that come together as one, and lets a later one end a stop that hangs.
 func TestStop(t *testing.T) {

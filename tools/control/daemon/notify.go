@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -21,6 +22,23 @@ func reloading() string { return sd.SdNotifyReloading + "\n" + sd.SdNotifyMonoto
 func notify(log *slog.Logger, state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
 		log.Warn("systemd is not told", "state", state, "error", err)
+	}
+}
+
+// ready tells that the daemon serves, or does again.
+func (d *daemon) ready(r *running) { d.tell(r, ready+"\n") }
+
+// tell tells how much is not as configured, unless that is known and there is no other news.
+func (d *daemon) tell(r *running, news string) {
+	status := "STATUS=everything is as configured"
+	if n := len(r.controller.Failed()); n == 1 {
+		status = "STATUS=1 object is not as configured: see shuntctl status"
+	} else if n > 1 {
+		status = fmt.Sprintf("STATUS=%d objects are not as configured: see shuntctl status", n)
+	}
+	if status != d.told || news != "" {
+		d.told = status
+		notify(d.log, news+status)
 	}
 }
 

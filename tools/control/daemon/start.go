@@ -24,6 +24,7 @@ type running struct {
 	exporter   *http.Server
 	failed     chan error   // of a server
 	ended      <-chan error // of the engine
+	news       <-chan struct{}
 }
 
 // errStopped says that a signal came before the daemon was ready.
@@ -58,7 +59,8 @@ func (d *daemon) begin(r *running, c *config.Config) error {
 	}
 }
 
-// start brings the daemon up. What there is of it when that fails is in r, to be closed.
+// start brings the daemon up. What it cannot do without comes first, and what there is of it when that fails is in r, to be closed. An object of the configuration that
+// fails is no such thing: the controller tries it again, beside the others.
 func (d *daemon) start(ctx context.Context, r *running, c *config.Config) (err error) {
 	if r.socket, err = api.Listen(c.Control.Socket, c.Control.Group); err != nil {
 		return err
@@ -75,12 +77,12 @@ func (d *daemon) start(ctx context.Context, r *running, c *config.Config) (err e
 	if e, can := engine.(Ender); can {
 		r.ended = e.Ended()
 	}
+	if e, can := engine.(Watcher); can {
+		r.news = e.News()
+	}
 	r.controller = control.New(engine, c, d.log)
 	if err = r.controller.Start(ctx, c); err != nil {
 		return err
-	}
-	if e, can := engine.(Settler); can {
-		e.Settle()
 	}
 	r.api = api.NewServer(r.controller, d.log)
 	r.serve(func() error { return r.api.Serve(r.socket) })

@@ -87,7 +87,8 @@ func (d *Daemon) ConfigFile() string { return filepath.Join(d.o.Dir, d.o.Name+".
 func (d *Daemon) SetConfig(config string) { d.o.Config = config }
 
 // Start writes the configuration, starts shuntd and waits until it answers.
-// A daemon that ends instead gives an *ExitError.
+// A daemon that ends instead gives an *ExitError, one that runs without an object of
+// its configuration a *PartError.
 func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.launch(); err != nil {
 		return fmt.Errorf("start %s: %w", d.o.Name, err)
@@ -95,7 +96,10 @@ func (d *Daemon) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, fmt.Errorf("it does not answer after %v", startTime))
 	defer cancel()
 	for {
-		_, err := d.client.Status(ctx)
+		status, err := d.client.Status(ctx)
+		if err == nil && len(status.Failed) > 0 {
+			return &PartError{status.Failed}
+		}
 		if err == nil {
 			return nil
 		}
@@ -140,6 +144,17 @@ type ExitError struct {
 
 func (e *ExitError) Error() string {
 	return fmt.Sprintf("shuntd ended with status %d:\n%s", e.Status, e.Log)
+}
+
+// PartError says what a daemon that serves is still without.
+type PartError struct{ Failed []control.Failure }
+
+func (e *PartError) Error() string {
+	lines := []string{"shuntd serves without"}
+	for _, f := range e.Failed {
+		lines = append(lines, fmt.Sprintf("%s %s: %s", f.Kind, f.Name, f.Error))
+	}
+	return strings.Join(lines, "\n")
 }
 
 func (d *Daemon) exitError() error {
