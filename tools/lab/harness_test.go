@@ -207,13 +207,20 @@ func pmd(t *testing.T, o peer.TestpmdOptions) *peer.Testpmd {
 	return p
 }
 
-// pings sends echo requests and reports those that were not answered.
+// pings sends echo requests and reports those that were not answered, or too late: within the time for which one of the test's processes after the other had no CPU more than
+// that is the machine's.
 func pings(t *testing.T, ctx context.Context, from peer.Runner, to string, sizes ...int) {
 	t.Helper()
+	const soon, patience = 5 * time.Second, 20 * time.Second
 	for _, size := range sizes {
-		p, err := peer.Ping(ctx, from, to, peer.PingOptions{Size: size})
+		pids := append(leftover.PIDs(os.Getpid()), os.Getpid())
+		before := waitsOf(pids)
+		p, err := peer.Ping(ctx, from, to, peer.PingOptions{Size: size, Wait: patience})
 		if err != nil || p.Received != p.Sent {
 			t.Errorf("ping %s with %d bytes: %d of %d came back (%v)\n%s", to, size, p.Received, p.Sent, err, p.Lost)
+		}
+		if waited := waitsOf(pids).since(before); p.Max-waited > soon {
+			t.Errorf("ping %s with %d bytes: an answer came back after %v, of which %v were waiting for a CPU", to, size, p.Max, waited)
 		}
 	}
 }

@@ -73,6 +73,11 @@ func TestGuest(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+	t.Run("CPUs", func(t *testing.T) { // one, of a machine that may have more: else QEMU emulates it without fences
+		if out, err := g.Run(t.Context(), "cat", "/sys/devices/system/cpu/online", "/sys/devices/system/cpu/possible"); err != nil || out != "0\n0-1\n" {
+			t.Errorf("%q, %v", out, err)
+		}
+	})
 	t.Run("many at once", func(t *testing.T) {
 		var all sync.WaitGroup
 		for _, word := range []string{"one", "two", "three"} {

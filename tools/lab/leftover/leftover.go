@@ -98,8 +98,9 @@ func settle(ask func() []string) (left []string) {
 // Of lists what a process that runs tests has on the machine, but for files.
 func Of(pid int) (left []string) {
 	number := strconv.Itoa(pid)
-	for _, p := range processes(variable + "=" + number) {
-		left = append(left, "process "+p)
+	for _, p := range PIDs(pid) {
+		command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p))
+		left = append(left, fmt.Sprintf("process %d: %s", p, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " "))))
 	}
 	for _, pattern := range []string{
 		"/run/netns/shunt-" + number + "-*", "/run/shunt-lab/shunt-" + number + "-*", // namespaces, and their BPF file systems
@@ -118,17 +119,15 @@ func Of(pid int) (left []string) {
 	return left
 }
 
-// processes are all but this one with a variable in their environment.
-func processes(variable string) (found []string) {
+// PIDs are those of the processes that a process which runs tests has started, itself not among them.
+func PIDs(of int) (found []int) {
 	environments, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, path := range environments {
-		pid := filepath.Base(filepath.Dir(path))
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		text, err := os.ReadFile(path)
-		if err != nil || pid == strconv.Itoa(os.Getpid()) || !slices.Contains(strings.Split(string(text), "\x00"), variable) {
-			continue
+		if err == nil && pid != os.Getpid() && slices.Contains(strings.Split(string(text), "\x00"), variable+"="+strconv.Itoa(of)) {
+			found = append(found, pid)
 		}
-		command, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
-		found = append(found, pid+": "+strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")))
 	}
 	return found
 }
