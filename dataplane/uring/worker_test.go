@@ -79,6 +79,11 @@ func TestWorkerSleeps(t *testing.T) {
 				t.Fatal("the worker sleeps on")
 			}
 		}
+		sleeps := func(before uint64) {
+			for end := time.Now().Add(10 * time.Second); asleep() == before && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
+		}
 		for range 20 {
 			before := asleep()
 			worker.Do(func() {
@@ -86,9 +91,7 @@ func TestWorkerSleeps(t *testing.T) {
 				v.Add(memory.Bytes())
 				ring.Recv(&w.op, f, v, 0)
 			})
-			for end := time.Now().Add(10 * time.Second); asleep() == before && time.Now().Before(end); {
-				time.Sleep(time.Millisecond)
-			}
+			sleeps(before)
 			if _, err := unix.Write(fds[1], []byte("awake")); err != nil {
 				t.Fatal(err)
 			}
@@ -101,7 +104,9 @@ func TestWorkerSleeps(t *testing.T) {
 			t.Errorf("a timer of 30 ms expired after %v", d)
 		}
 		// Under way, and nothing happens: the worker sleeps.
+		before := asleep()
 		worker.Do(func() { ring.Recv(&w.op, f, v, 0) })
+		sleeps(before)
 		rounds := worker.Stats().Rounds.Load()
 		time.Sleep(200 * time.Millisecond)
 		if n := worker.Stats().Rounds.Load() - rounds; n > 2000 { // spinning is a million
