@@ -12,7 +12,7 @@ import (
 
 func next(t *testing.T, c *FrontendChannel) BackendRequest {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	r, err := c.Next(ctx, 0)
 	must(t, err)

@@ -36,7 +36,7 @@ func listenFrontend(t *testing.T, path string) *Listener {
 
 func accept(t *testing.T, l *Listener) *Frontend {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	f, err := l.Accept(ctx)
 	must(t, err)

@@ -429,12 +429,15 @@ func dial(tb testing.TB, b *Backend) *Frontend {
 	return f
 }
 
+// patience is how long what comes sooner or later may take: a guest's firmware under software emulation, on a machine that does more than that.
+const patience = time.Minute
+
 // eventually waits for a condition.
 func eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			tb.Fatalf("not within 10 s: %s", what)
+			tb.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

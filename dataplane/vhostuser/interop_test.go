@@ -37,7 +37,7 @@ type process struct {
 
 func run(t *testing.T, name string, args ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	p := &process{t: t, cmd: exec.CommandContext(ctx, name, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	var err error
@@ -55,7 +55,7 @@ func run(t *testing.T, name string, args ...string) *process {
 	return p
 }
 
-// ask types a line into the program; end interrupts it. It then has ten seconds to leave by itself.
+// ask types a line into the program; end interrupts it. It then has to leave by itself.
 func (p *process) ask(line string) {
 	_, err := io.WriteString(p.stdin, line+"\n")
 	must(p.t, err)
@@ -71,7 +71,7 @@ func (p *process) left() {
 	p.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		p.t.Fatalf("%s does not end", p.cmd.Path)
 	}
 }
@@ -170,7 +170,7 @@ func TestFrontendAgainstDPDK(t *testing.T) {
 	need.Program(t, "dpdk-testpmd")
 	path := filepath.Join(t.TempDir(), "s")
 	testpmd(t, "net_vhost0,iface="+path+",queues=1", "--forward-mode=rxonly")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
@@ -199,7 +199,7 @@ func TestFrontendAgainstQEMU(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	run(t, "qemu-storage-daemon", "--blockdev", "driver=null-co,node-name=n,size=1048576",
 		"--export", "type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path="+path+",writable=on")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	f, err := DialWait(ctx, path)
 	must(t, err)
