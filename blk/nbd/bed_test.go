@@ -163,9 +163,13 @@ type laneType = lane
 type asked struct {
 	blk.Request
 	end chan blk.Outcome
+	at  time.Time // when it ended, by the worker's clock
 }
 
-func (a *asked) Done(_ *blk.Request, o blk.Outcome) { a.end <- o }
+func (a *asked) Done(_ *blk.Request, o blk.Outcome) {
+	a.at = time.Now()
+	a.end <- o
+}
 
 // ask makes a request; of reads and writes with buffers as given.
 func ask(op blk.Op, offset uint64, buffers ...[]byte) *asked {

@@ -203,10 +203,6 @@ func (c *client) must(j *job) {
 	}
 }
 
-func (c *client) withdraw(j *job) {
-	c.bench.worker.Do(func() { c.lane.Withdraw(&j.Request) })
-}
-
 // options for a target, with times for tests.
 func options(t *nvmetcptest.Target) Options {
 	return Options{Address: t.Address(), NQN: nvmetcptest.NQN, HostNQN: "nqn.2026-11.io.shunt:host", HostID: [16]byte{1}, KATO: testKATO,
