@@ -108,7 +108,7 @@ func (h *house) run(t testing.TB) {
 // wait waits for a condition.
 func wait(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); !condition(); runtime.Gosched() {
 		if time.Now().After(deadline) {
 			t.Fatal("timeout: ", what)
 		}
