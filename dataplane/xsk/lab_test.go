@@ -80,7 +80,7 @@ func (e *end) do(tb testing.TB, fn func() error) {
 
 func (e *end) run(tb testing.TB, name string, args ...string) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(tb.Context(), time.Minute)
 	defer cancel()
 	if out, err := e.Namespace.Run(ctx, name, args...); err != nil {
 		tb.Fatalf("%v: %s", err, out)
@@ -203,12 +203,12 @@ func statistics(tb testing.TB, p *Port) Statistics {
 	return s
 }
 
-// until runs step until it reports true, at most ten seconds.
+// until runs step until it reports true, at most a minute.
 func until(tb testing.TB, what string, step func() bool) {
 	tb.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !step(); {
+	for deadline := time.Now().Add(time.Minute); !step(); {
 		if time.Now().After(deadline) {
-			tb.Fatal("10 s passed without: " + what)
+			tb.Fatal("a minute passed without: " + what)
 		}
 	}
 }

@@ -177,7 +177,7 @@ func TestKernelUDP(t *testing.T) {
 			p.Flush()
 			return echoed
 		})
-		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(time.Minute))
 		n, err := conn.Read(reply)
 		if err != nil || n != len(payload) || reply[0] != payload[0] {
 			t.Fatalf("echo %d: %d bytes %v, want %d", i, n, err, len(payload))
