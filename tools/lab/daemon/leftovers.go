@@ -40,6 +40,9 @@ func attached(ns *netlab.Namespace) ([]string, error) {
 	var left []string
 	err := ns.Do(func() error {
 		links, err := netlink.LinkList()
+		for errors.Is(err, netlink.ErrDumpInterrupted) { // something came or went meanwhile
+			links, err = netlink.LinkList()
+		}
 		if err != nil {
 			return err
 		}
