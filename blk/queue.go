@@ -65,6 +65,8 @@ type QueueStats struct {
 	Refused, Unsupported atomic.Uint64
 	// Resumed counts chains that a dead process had under way, GivenBack those that were under way when the ring was stopped.
 	Resumed, GivenBack atomic.Uint64
+	// Again counts requests that the store was asked back and was given once more, as their ring went on: the Volume counts each of them twice.
+	Again atomic.Uint64
 	// Calls counts notifications sent to the guest.
 	Calls atomic.Uint64
 	// UnderWay is how many requests the store has, or waits for.

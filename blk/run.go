@@ -138,6 +138,14 @@ func (r *run) submit(s *slot) {
 	r.queue.gate.Submit(&s.Request)
 }
 
+// again submits a request that came back, or what is left of it.
+func (r *run) again(s *slot) {
+	if s.ended == Withdrawn {
+		r.queue.stats.Again.Add(1)
+	}
+	r.submit(s)
+}
+
 // Done implements Handler. It touches nothing but the run.
 func (s *slot) Done(_ *Request, o Outcome) {
 	r := s.run
@@ -210,7 +218,7 @@ func (r *run) goOn(s *slot) {
 		verdict = statusUnsup
 	case Withdrawn:
 		if s.state = withdrawn; !r.calling && !s.gone {
-			r.submit(s) // it came too late for a pause that is over
+			r.again(s) // it came too late for a pause that is over
 		}
 		if r.calling || !s.gone {
 			return

@@ -291,7 +291,7 @@ func (q *Queue) resume() {
 		if s := &r.slots[i]; s.state == withdrawn && s.gone {
 			r.answer(s, statusIOErr)
 		} else if s.state == withdrawn {
-			r.submit(s)
+			r.again(s)
 		}
 	}
 }

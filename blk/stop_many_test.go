@@ -184,4 +184,7 @@ func TestStopsOfSome(t *testing.T) {
 	m.await("the request at the store again", func() bool { return len(stays.waiting) == 1 })
 	m.worker.Do(func() { stays.end(0, OK) })
 	m.await("its answer", func() bool { return m.driver.Pending() })
+	if n := m.dev.queues[2].stats.Again.Load(); n != 1 {
+		t.Errorf("%d requests were given to the store once more", n)
+	}
 }

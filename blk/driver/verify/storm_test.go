@@ -68,7 +68,7 @@ func addsUp(t *testing.T, e *drivertest.Engine) {
 	taken, became := uint64(0), s.Withdrawn+uint64(s.InFlight+s.Waiting)
 	for _, q := range e.Device.Queues() {
 		taken += q.Stats().Chains.Load()
-		became += q.Stats().Answered.Load()
+		became += q.Stats().Answered.Load() - q.Stats().Again.Load()
 	}
 	for _, o := range s.Ops {
 		became += o.Done + o.Failed
