@@ -69,6 +69,22 @@ func TestInherited(t *testing.T) {
 	}
 }
 
+// TestAfterTimeout: what had to wait for a dead process's writes has its time from then on, and holds up nobody whose time ends before its own.
+func TestAfterTimeout(t *testing.T) {
+	r := newRig(t, 1, blktest.Options{}, blk.Policy{Timeout: time.Second})
+	r.store.Silence(true)
+	heir := &ask{Request: blk.Request{Op: blk.OpWrite, Length: 512, Buffers: [][]byte{sectors(1, 1)}, After: r.watch.now + int64(800*time.Millisecond)}}
+	r.send(0, heir)
+	other := r.submit(0, blk.OpRead, 0, sectors(1, 0))
+	r.pass(900 * time.Millisecond)
+	r.open(other)
+	r.pass(200 * time.Millisecond)
+	r.ended(other, blk.Failed)
+	r.open(heir)
+	r.pass(time.Second)
+	r.ended(heir, blk.Failed)
+}
+
 // TestFUAGone: a write that was lost on its way to a store with FUA is made stable by a flush when that comes back without.
 func TestFUAGone(t *testing.T) {
 	r := newRig(t, 1, blktest.Options{}, blk.Policy{})

@@ -253,6 +253,28 @@ func TestLossWhileFlushing(t *testing.T) {
 	r.ended(f, blk.Failed)
 }
 
+// A flush that waits for its lane while the guest is told by another one fails when it goes: it was asked for before the guest knew. The next one does not.
+func TestLossToldMeanwhile(t *testing.T) {
+	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
+	w := r.submit(0, blk.OpWrite, 0, sectors(1, 1))
+	r.rounds(2)
+	r.ended(w, blk.OK)
+	r.store.Fall(1, errCable)
+	waits := r.submit(1, blk.OpFlush, 0, nil)
+	r.store.Fall(0, errCable)
+	r.store.Rise(0, false)
+	tells := r.submit(0, blk.OpFlush, 0, nil)
+	r.rounds(2)
+	r.ended(tells, blk.Failed)
+	r.open(waits)
+	r.store.Rise(1, false)
+	r.rounds(2)
+	r.ended(waits, blk.Failed)
+	next := r.submit(1, blk.OpFlush, 0, nil)
+	r.rounds(2)
+	r.ended(next, blk.OK)
+}
+
 // What has survived one end of the store without being flushed may be lost with the next one: that is told, too.
 func TestLossOfWhatSurvived(t *testing.T) {
 	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
