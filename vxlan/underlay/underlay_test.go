@@ -123,8 +123,8 @@ func TestNeighbourAppearsAndMoves(t *testing.T) {
 				t.Fatal("a next hop nobody asked for")
 			}
 			l.u.Want([]netip.Addr{peer})
-			l.reaches(peer, thereMAC)                                               // the kernel was made to ask, and the peer's answered
-			l.wait("nobody was told", func() bool { return l.notified.Load() > 0 }) // after the answer changed
+			l.reaches(peer, thereMAC) // the kernel was made to ask, and the peer's answered
+			l.wait("nobody was told", func() bool { return l.notified.Load() > 0 })
 			// Another MAC answers: the entry is confirmed because it is in use, and the probe finds the new one. To see it in
 			// less than the kernel's 30 s, let the peer announce itself by a packet of its own.
 			l.ip(l.there, "link", "set", "peer0", "address", movedMAC.String())
