@@ -77,17 +77,37 @@ func (s *late) answer() {
 	r.Handler.Done(r, blk.OK)
 }
 
-// A write that is done when its lane is down already waits for a flush. If the store comes back without what it had in its cache, it is written again.
-func TestWrittenWhileDown(t *testing.T) {
-	store := &late{up: true, cache: map[uint64]bool{}}
+// newLate opens a volume on one that is not up yet, with a gate.
+func newLate(t *testing.T, p blk.Policy) (*late, *rig) {
+	store := &late{cache: map[uint64]bool{}}
 	r := &rig{TB: t, watch: newWatch(), workers: dataplanetest.NewWorkers(t, 1, 16)}
 	var err error
-	r.volume, err = blk.OpenVolume(blk.VolumeOptions{Name: "disk", Policy: blk.Policy{Durability: blk.DurabilityFUA},
-		Open: func(blk.Watcher) (blk.Store, error) { return store, nil }})
+	r.volume, err = blk.OpenVolume(blk.VolumeOptions{Name: "disk", Policy: p, Open: func(blk.Watcher) (blk.Store, error) { return store, nil }})
 	check(t, err)
 	g, err := r.volume.NewGateAt(blk.Host{Worker: r.workers[0]}, r.watch, r.watch.clock)
 	check(t, err)
 	r.gates = append(r.gates, g)
+	return store, r
+}
+
+// Who does not wait for a store waits for a lane that is just being opened, and no longer when it turns out that there is none.
+func TestNeverUp(t *testing.T) {
+	store, r := newLate(t, blk.Policy{OnError: blk.Fail})
+	early := r.submit(0, blk.OpRead, 0, sectors(1, 0))
+	r.gates[0].Flush()
+	r.open(early)
+	store.events.Down(errCable)
+	r.ended(early, blk.Failed)
+	a := r.submit(0, blk.OpRead, 0, sectors(1, 0))
+	r.gates[0].Flush()
+	r.ended(a, blk.Failed)
+}
+
+// A write that is done when its lane is down already waits for a flush. If the store comes back without what it had in its cache, it is written again.
+func TestWrittenWhileDown(t *testing.T) {
+	store, r := newLate(t, blk.Policy{Durability: blk.DurabilityFUA})
+	g := r.gates[0]
+	store.up = true
 	store.events.Up(true)
 
 	w := r.submit(0, blk.OpWrite, 4096, sectors(1, 1))
