@@ -27,10 +27,10 @@ type command struct {
 	answered bool
 	over     bool // free as soon as it is neither of these
 	long     bool // its data goes directly into the guest's memory
-	late     bool // its abort was asked for
 	corrupt  bool // a data digest did not match
 	status   status
 	since    int64
+	late     int64 // when its abort was asked for; 0: it was not
 
 	received uint32 // of a read: bytes announced by data PDUs
 	capsule  uint32 // of a write: bytes in the capsule, all or none
@@ -215,7 +215,8 @@ func (l *lane) reclaim(c *command) {
 	}
 }
 
-// findLate asks for the abort of commands that take too long, and gives up the connection for one that does not end then either.
+// findLate asks for the abort of commands that take too long, and gives up the connection for one that does not end then either: not because this worker, or the whole machine,
+// has stood still meanwhile.
 func (l *lane) findLate() {
 	busy := false
 	now := l.host.Worker.Now()
@@ -225,15 +226,16 @@ func (l *lane) findLate() {
 			continue
 		}
 		busy = true
-		switch age := time.Duration(now - c.since); {
-		case age > l.limits.timeout+l.limits.timeout/4+time.Second:
+		age, limit := time.Duration(now-c.since), l.limits.timeout
+		switch {
+		case c.late != 0 && time.Duration(now-c.late) > limit/4+tickTime/2:
 			l.fail(fmt.Errorf("a %v was not answered within %v, nor was its abort", c.op, age.Round(time.Second)))
 			return
-		case age > l.limits.timeout && !c.late:
+		case c.late == 0 && age > limit:
 			select {
 			case l.association.aborts <- abort{l.qid, c.cid}:
-				c.late = true
-			default:
+				c.late = now
+			default: // at the next look, or one that was asked for is not answered either
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -328,4 +329,29 @@ func TestTimeout(t *testing.T) {
 		t.Errorf("why %v", c.downs[0])
 	}
 	c.must(j)
+}
+
+// A worker that finds a command late by hours, since it has stood still itself, asks for its abort first, and waits for what comes of that.
+func TestTimeoutOfWorker(t *testing.T) {
+	r, limits := newRig(t, false), rigLimits()
+	limits.timeout = time.Minute
+	r.attach(r.Pair(false), limits)
+	l := r.lane
+	q := &blk.Request{Op: blk.OpRead, Length: 512, Buffers: [][]byte{r.memory[:512]}, Handler: r}
+	if !l.Submit(q) {
+		t.Fatal("refused")
+	}
+	r.read(make([]byte, commandLength))
+	i := slices.IndexFunc(l.commands, func(c command) bool { return c.begun })
+	c := &l.commands[i]
+	c.since -= int64(time.Hour)
+	for range 2 {
+		if l.findLate(); !l.connected() || len(l.association.aborts) != 1 {
+			t.Fatalf("%d aborts were asked for; %v", len(l.association.aborts), r.why)
+		}
+	}
+	c.late -= int64(time.Hour)
+	if l.findLate(); l.connected() {
+		t.Error("a command that ends in no way is waited for")
+	}
 }
