@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"pgregory.net/rapid"
 
@@ -137,7 +138,7 @@ ports: [{name: p1, network: blue, socket: /a, mac: 52:54:00:00:00:01}]
 		{"network not parked", strings.Replace(was, "eth1", "eth2", 1), "UpdateNetwork blue",
 			"up0 failed: network blue still uses it, blue failed: no, p1 unchanged"},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		apart(t, test.name, func(t *testing.T) {
 			e := &controltest.Engine{}
 			c := start(e)
 			if _, err := c.Apply(t.Context(), parse(t, was)); err != nil {
@@ -180,6 +181,25 @@ ports: [{name: p1, network: blue, socket: /a, mac: 52:54:00:00:00:01}]
 	}
 }
 
+// apart runs a test in a bubble of its own time, in which what failed is not tried again by itself.
+func apart(t *testing.T, name string, test func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+}
+
+// checkApart is rapid.Check for a property in such a bubble.
+func checkApart(t *testing.T, property func(r *rapid.T)) {
+	rapid.Check(t, func(r *rapid.T) {
+		var failure any // is for rapid's goroutine
+		synctest.Test(t, func(*testing.T) {
+			defer func() { failure = recover() }()
+			property(r)
+		})
+		if failure != nil {
+			panic(failure)
+		}
+	})
+}
+
 // checkHeld compares what the engine holds with a configuration, and its complaints with none.
 func checkHeld(t interface {
 	Helper()
@@ -216,7 +236,7 @@ func checkHeld(t interface {
 // TestReconcile goes from one random configuration to the next, with calls that fail at random. Names, VNIs, addresses
 // and sockets are few, so that objects trade them all the time.
 func TestReconcile(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	checkApart(t, func(t *rapid.T) {
 		e := &controltest.Engine{}
 		c := start(e)
 		for range rapid.IntRange(1, 6).Draw(t, "rounds") {

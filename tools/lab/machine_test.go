@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -250,31 +251,28 @@ func foreignProgram(t *testing.T, ns *netlab.Namespace, device string) {
 	}
 }
 
-// foreignSocket binds an AF_XDP socket to the uplink's queue.
-func foreignSocket(t *testing.T, m *machine) {
+// foreignSocket binds an AF_XDP socket to the uplink's queue, until the end of the test.
+func foreignSocket(t *testing.T, m *machine) { t.Cleanup(takeQueue(t, m.ns)) }
+
+// takeQueue is foreignSocket until free is called.
+func takeQueue(t *testing.T, ns *netlab.Namespace) (free func()) {
+	t.Helper()
 	pages, err := shm.Map(shm.MapOptions{FD: -1, Length: 64 * frame.ChunkSize})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = pages.Free() })
+	must(t, err)
 	memory, err := frame.NewMemory(pages.Bytes())
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = m.ns.Do(func() error {
+	must(t, err)
+	var socket *xsk.Socket
+	must(t, ns.Do(func() error {
 		device, err := xsk.LookupDevice("up0")
-		if err != nil {
-			return err
-		}
-		socket, err := xsk.NewUMEM(memory).Open(xsk.SocketOptions{Device: device, Rx: 64, Tx: 64, Fill: 64, Completion: 64})
 		if err == nil {
-			t.Cleanup(func() { socket.Close() })
+			socket, err = xsk.NewUMEM(memory).Open(xsk.SocketOptions{Device: device, Rx: 64, Tx: 64, Fill: 64, Completion: 64})
 		}
 		return err
+	}))
+	return sync.OnceFunc(func() {
+		socket.Close()
+		_ = pages.Free()
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // first runs a shuntd that is there already, until the end of the test.

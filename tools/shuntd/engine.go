@@ -53,6 +53,7 @@ type engine struct {
 
 	stores func(context.Context, storeOptions) (blk.Store, error) // openStore
 	vain   time.Time                                              // when AddVolume last left before its store was open
+	vainly map[string]bool                                        // interfaces that could not be added; guarded by mu
 	lapsed map[string]bool                                        // servers that are out of sight, since AddVolume failed, by source; the controller's
 	rings  sync.Mutex                                             // held while one is opened
 	others []int                                                  // cores that we may use and no worker runs on
@@ -64,7 +65,7 @@ type engine struct {
 // newEngine starts the workers, or leaves nothing behind.
 func newEngine(c config.Workers, log *slog.Logger) (_ *engine, err error) {
 	e := &engine{
-		log: log, idle: c.Idle, ended: make(chan error, 1), news: make(chan struct{}, 1), lapsed: map[string]bool{},
+		log: log, idle: c.Idle, ended: make(chan error, 1), news: make(chan struct{}, 1), lapsed: map[string]bool{}, vainly: map[string]bool{},
 		uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
 		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, stores: openStore, files: mostFiles(), closing: make(chan struct{}),
 	}

@@ -15,7 +15,7 @@ import (
 func newTestEngine(t *testing.T, workers int) *engine {
 	t.Helper()
 	e := &engine{log: slog.New(slog.DiscardHandler), uplinks: map[string]*uplink{}, networks: map[string]*network{}, ports: map[string]*port{},
-		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, lapsed: map[string]bool{}}
+		groups: map[string]*volumeGroup{}, volumes: map[string]*volume{}, lapsed: map[string]bool{}, vainly: map[string]bool{}}
 	threads := dataplanetest.NewWorkers(t, workers, 64)
 	for _, w := range threads {
 		e.workers = append(e.workers, &worker{Worker: w})

@@ -59,6 +59,9 @@ func (e *engine) AddPort(_ context.Context, c config.Port) (err error) {
 		if g, is := p.device.(*guest); is && err != nil && g.fresh {
 			err = errors.Join(err, g.forget())
 		}
+		if delete(e.vainly, c.Interface); err != nil && c.Interface != "" {
+			e.vainly[c.Interface] = true
+		}
 	}()
 	if c.Interface != "" {
 		err = e.newVeth(p)

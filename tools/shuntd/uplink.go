@@ -25,6 +25,7 @@ import (
 type uplink struct {
 	config  config.Uplink
 	added   bool // it has been in service
+	again   bool // it is being tried again: what another socket holds is not waited for
 	resolve *underlay.Underlay
 	// links are those of the queues, by queue and worker: every worker receives from every queue. They stay when the queues go, since the switch sends
 	// to them, and keep their counters.
@@ -82,9 +83,10 @@ func (e *engine) AddUplink(_ context.Context, c config.Uplink) (err error) {
 	if c.VhostUser != "" {
 		return errors.New("a vhost-user uplink is not supported yet: give an interface")
 	}
-	u := &uplink{config: c, heard: &dataplane.Counters{}}
+	u := &uplink{config: c, heard: &dataplane.Counters{}, again: e.vainly[c.Interface]}
 	defer func() {
-		if err != nil {
+		if delete(e.vainly, c.Interface); err != nil {
+			e.vainly[c.Interface] = true
 			err = errors.Join(err, e.closeUplink(u))
 		}
 	}()
@@ -209,7 +211,7 @@ func (e *engine) openQueue(u *uplink, queue, fill int) error {
 	var err error
 	o := xsk.SocketOptions{
 		Device: u.device, Queue: queue, Mode: bindMode(u.config.Mode), MultiBuffer: u.multiBuffer, BusyPoll: busyPoll(u.config.BusyPoll),
-		Budget: u.budget(),
+		Budget: u.budget(), BusyWait: busyWait(u.again && !u.added),
 	}
 	if q.socket, err = e.umem.Open(o); err != nil {
 		return err
@@ -244,6 +246,14 @@ func (e *engine) openQueue(u *uplink, queue, fill int) error {
 		q.wake = fd
 	}
 	return nil
+}
+
+// busyWait is for an interface that is tried again, after a while: whoever has a queue now keeps it, and the engine's lock is not held for that.
+func busyWait(again bool) time.Duration {
+	if again {
+		return -1
+	}
+	return 0 // the usual: whoever had it may just have died
 }
 
 // queueLinks makes the links of a queue.

@@ -86,7 +86,7 @@ func (v *veth) open(p *port) (err error) {
 	v.mu.Unlock()
 	for i, pair := range p.pairs {
 		q := &vethQueue{}
-		if q.socket, err = e.umem.Open(xsk.SocketOptions{Device: device, Queue: i}); err != nil {
+		if q.socket, err = e.umem.Open(xsk.SocketOptions{Device: device, Queue: i, BusyWait: busyWait(e.vainly[v.name])}); err != nil {
 			return refused(err, xsk.ErrBusy)
 		}
 		v.mu.Lock()

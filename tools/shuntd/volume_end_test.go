@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -184,5 +185,39 @@ func TestVolumeStoreAils(t *testing.T) {
 	}
 	if s := volumeState(e, "v1"); s.State != control.StateDisconnected || s.Reason != "it is not what it should be" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A server that was reached, and left since this host could not serve the disk, is out of sight until it is tried again: it may have been restarted meanwhile, so what
+// the guest had not flushed counts as lost. A file is always the same.
+func TestVolumeTriedAgain(t *testing.T) {
+	dir, e := t.TempDir(), runningEngine(t)
+	image := testVolume(t, dir, "image", 1<<20)
+	e.stores = func(ctx context.Context, o storeOptions) (blk.Store, error) {
+		o.VolumeSource = image.From()
+		return openStore(ctx, o)
+	}
+	for source, want := range map[string]bool{"nbd://192.0.2.9/v1": true, image.Source: false} {
+		c := volumeOf(t, dir, "v1", source)
+		if err := os.Mkdir(c.Socket, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.AddVolume(t.Context(), c); err == nil {
+			t.Fatal("a directory is a socket")
+		}
+		if err := os.Remove(c.Socket); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []bool{want, false} { // the second time it was in service before
+			if err := e.AddVolume(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+			if v := e.volumes["v1"]; v.away != want {
+				t.Errorf("%s was out of sight: %v, want %v", source, v.away, want)
+			}
+			if err := removeVolume(t.Context(), e, "v1"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

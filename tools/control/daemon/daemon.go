@@ -1,10 +1,10 @@
 // Package daemon is the frame around an engine: flags, configuration, signals, systemd, log and metrics. It knows no
 // packet; tools/shuntd gives it the engine.
 //
-//	flags ─> configuration ─> control socket, metrics listener ─> engine ─> objects ─> READY
-//	            │ --check: exit                │ in the way           │        │ one fails: logged, and tried again beside the rest
-//	            └ refused: exit 2 <── exit 2 <─┴──────────────────────┘        │
-//	SIGHUP ─> read the file again, apply; what fails is logged, the rest runs on <─────┤
+//	flags ─> configuration ─> control socket, metrics listener, engine ─> its objects ─> READY
+//	            │ --check: exit          │                                  └ one fails: logged, and tried again by the controller
+//	            └ refused: exit 2        └ something is in the way: all undone, exit 2
+//	SIGHUP ─> read the file again, apply; what fails is logged, the rest runs on <──────┤
 //	SIGTERM, SIGINT ─> STOPPING ─> API, metrics, engine closed in bounded time: exit 0 <┘
 //	   │                  └ another one, 3 s later: exit 1 at once
 //	   └ before READY: the rest of the configuration is left, all undone, exit 0
