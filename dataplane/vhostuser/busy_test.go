@@ -138,9 +138,10 @@ func (d *busyDevice) discard(m *guestmem.Map) {
 
 // TestAnswersInTime: what a front-end waits for under its big lock is answered within 100 ms by a device that is busy, with all memory slots in use
 // and neighbours that connect all day: each answer waits for the end of three rounds at most, one for each ring that stops and two for
-// memory. How long that takes on a machine that stands still now and then, the median tells.
+// memory. How long that takes on a machine that stands still now and then, the median tells. Where others have the CPUs, one round and one message by themselves
+// take more than the usual 3 ms, and the answers up to ten times that.
 func TestAnswersInTime(t *testing.T) {
-	const slots, rounds = MaxMemSlots, 20
+	const slots, rounds, control = MaxMemSlots, 20, "(a round)"
 	d, g := newBusy(t), newGuest(t)
 	b := listenDevice(t, d, Options{})
 	f := dial(t, b)
@@ -191,10 +192,14 @@ func TestAnswersInTime(t *testing.T) {
 		timed("ADD_MEM_REG", func() error { return f.AddMemory(slot(1 + i)) })
 		timed("GET_VRING_BASE", func() error { _, err := f.StopVring(i % 2); return err })
 		timed("RESET_DEVICE", f.Reset)
+		timed(control, func() error { d.worker.Do(func() {}); return f.Barrier() })
 	}
-	for what, all := range took {
+	for _, all := range took {
 		slices.Sort(all)
-		if median := all[len(all)/2]; median > answerTime {
+	}
+	most := max(answerTime, 10*took[control][rounds/2])
+	for what, all := range took {
+		if median := all[len(all)/2]; median > most {
 			t.Errorf("%s takes %v", what, median)
 		}
 		t.Logf("%-14s median %v, most %v", what, all[len(all)/2], all[len(all)-1])
