@@ -33,3 +33,6 @@ func ForgetUnended() {
 	defer unended.mu.Unlock()
 	clear(unended.names)
 }
+
+// Doubts tells whether a write came back to a volume that may not have ended.
+func Doubts(v *Volume) bool { return v.doubt.Load() != 0 }

@@ -85,6 +85,29 @@ func TestAfterTimeout(t *testing.T) {
 	r.ended(heir, blk.Failed)
 }
 
+// TestDoubtLasts: that a write may not have ended is over with what was begun after it came back, and not with what other lanes had before.
+func TestDoubtLasts(t *testing.T) {
+	r := newRig(t, 2, blktest.Options{}, blk.Policy{})
+	r.store.Silence(true)
+	before, write := r.submit(1, blk.OpRead, 0, sectors(1, 0)), r.submit(0, blk.OpWrite, 0, sectors(1, 1))
+	r.pass(time.Millisecond)
+	r.gates[0].Withdraw()
+	r.rounds(2)
+	r.ended(write, blk.Withdrawn)
+	r.store.Silence(false)
+	r.pass(time.Millisecond)
+	r.ended(before, blk.OK)
+	if !blk.Doubts(r.volume) {
+		t.Error("a read from before says that a write has ended")
+	}
+	behind := r.submit(1, blk.OpRead, 0, sectors(1, 0))
+	r.pass(time.Millisecond)
+	r.ended(behind, blk.OK)
+	if blk.Doubts(r.volume) {
+		t.Error("a read behind it does not")
+	}
+}
+
 // TestFUAGone: a write that was lost on its way to a store with FUA is made stable by a flush when that comes back without.
 func TestFUAGone(t *testing.T) {
 	r := newRig(t, 1, blktest.Options{}, blk.Policy{})

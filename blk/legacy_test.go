@@ -145,6 +145,26 @@ func TestFenceOfGivenBack(t *testing.T) {
 	}
 }
 
+// TestDoubtUntilTaken: chains that were given back have no mark before they are taken again, and so long the next process is told that there may be such.
+func TestDoubtUntilTaken(t *testing.T) {
+	for ring, bit := range rings {
+		h := newHeir(t, bit)
+		h.request(typeOut)
+		h.request(typeOut)
+		base, err := h.dev.StopVring(0)
+		h.must(err)
+		h.start(&base)
+		h.worker.Do(func() { h.queue().credit = 1 - quantumBytes }) // for one request
+		for taken, doubt := range []uint64{1, 1, 0} {
+			if n := len(h.gate.waiting); n != taken || h.own().doubt != doubt {
+				t.Errorf("%s: %d of two chains are taken, want %d, and there is doubt: %d", ring, n, taken, h.own().doubt)
+			}
+			h.round()
+		}
+		h.dead()
+	}
+}
+
 // TestInherit: unflushed writes of a process are its successor's, those of a ring as of any other, and of one that died before it had done anything.
 func TestInherit(t *testing.T) {
 	h := newHeir(t, 0)
