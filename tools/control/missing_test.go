@@ -9,6 +9,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,13 +35,34 @@ type host struct {
 	*controltest.Engine
 	t    *testing.T
 	log  bytes.Buffer
+	mu   sync.Mutex
 	away map[string]string // by name, the reason why it cannot be added
+}
+
+// goes has an object fail for a reason; comes has it, or all, fail no more.
+func (h *host) goes(name, why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.away[name] = why
+}
+
+func (h *host) comes(names ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, name := range names {
+		delete(h.away, name)
+	}
+	if names == nil {
+		clear(h.away)
+	}
 }
 
 func newHost(t *testing.T, text string, away map[string]string) *host {
 	t.Helper()
 	h := &host{Engine: &controltest.Engine{}, t: t, away: away}
 	h.Fail = func(method, name string) error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		if why, is := h.away[name]; is && strings.HasPrefix(method, "Add") {
 			return errors.New(why)
 		}
@@ -117,7 +140,7 @@ func TestMissing(t *testing.T) {
 		if !retry.Since.Equal(began) || retry.Tries != 8 || retry.Next.Sub(began) != 121*time.Second {
 			t.Errorf("of which the status tells %+v", retry)
 		}
-		h.away["v1"] = "it is a directory"
+		h.goes("v1", "it is a directory")
 		pass(time.Minute)
 		if log := h.log.String(); strings.Count(log, "level=ERROR") != 3 || strings.Count(log, `error="it is a directory"`) != 1 ||
 			strings.Count(log, "level=WARN") != 2 {
@@ -125,13 +148,13 @@ func TestMissing(t *testing.T) {
 		}
 		h.Calls()
 
-		delete(h.away, "up1")
+		h.comes("up1")
 		pass(time.Until(h.Controller.Status().Failed[0].Retry.Next))
 		h.called("AddUplink up1, AddNetwork red, AddPort p2, AddVolume v1")
 		h.failed("v1: it is a directory *")
 		pass(time.Second) // since something came of it
 		h.called("AddVolume v1")
-		delete(h.away, "v1")
+		h.comes("v1")
 		pass(2 * time.Second)
 		h.failed()
 		if m := h.Missing(); !reflect.DeepEqual(*m, config.Config{}) {
@@ -186,7 +209,7 @@ func TestMissingAndOperator(t *testing.T) {
 			h.failed("v1: gone", up, red, p2)
 		},
 		"mend": func(h *host) {
-			delete(h.away, "up1")
+			h.comes("up1")
 			if err := edit(h, func(c *config.Config) { c.Uplinks = append(c.Uplinks, config.Uplink{Name: "up1", Interface: "eth9"}) }); err != nil {
 				h.t.Error(err)
 			}
@@ -203,7 +226,7 @@ func TestMissingAndOperator(t *testing.T) {
 			}); err != nil {
 				h.t.Error(err)
 			}
-			clear(h.away)
+			h.comes()
 			pass(time.Minute)
 			h.failed("up1: uplink new still holds what it needs *", red, p2, "v1: port p9 still has its socket /v1 *")
 			if _, err := h.Delete(h.t.Context(), control.KindUplink, "new"); err != nil {
@@ -213,7 +236,7 @@ func TestMissingAndOperator(t *testing.T) {
 			h.failed("v1: port p9 still has its socket /v1 *")
 		},
 		"network's place": func(h *host) {
-			delete(h.away, "up1")
+			h.comes("up1")
 			if err := edit(h, func(c *config.Config) {
 				c.Uplinks = append(c.Uplinks, config.Uplink{Name: "up1", Interface: "eth1"})
 				c.Networks = append(c.Networks, config.Network{Name: "new", Uplink: "up1", VNI: 8})
@@ -233,7 +256,7 @@ func TestMissingAndOperator(t *testing.T) {
 			}); err != nil {
 				h.t.Error(err)
 			}
-			clear(h.away)
+			h.comes()
 			pass(time.Minute)
 			h.failed("v1: volume v9 still has its file *")
 		},
@@ -242,7 +265,7 @@ func TestMissingAndOperator(t *testing.T) {
 				h.t.Error(err)
 			}
 			h.Calls()
-			clear(h.away)
+			h.comes()
 			pass(time.Minute)
 			h.called("")
 			h.failed()
@@ -253,7 +276,7 @@ func TestMissingAndOperator(t *testing.T) {
 				h.t.Error("all is well")
 			}
 			h.failed(up, red, p2, v1)
-			clear(h.away)
+			h.comes()
 			pass(time.Second)
 			h.failed()
 		},
@@ -299,14 +322,14 @@ func TestFailedReplacement(t *testing.T) {
 // One that is lost is tried again, with its networks, which were parked meanwhile.
 func TestLostUplink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHost(t, fixed, nil)
-		h.away = map[string]string{"up1": "gone"}
+		h := newHost(t, fixed, map[string]string{})
+		h.goes("up1", "gone")
 		want := parse(t, strings.Replace(fixed, "eth1", "eth9", 1))
 		if _, err := h.Apply(t.Context(), want); err == nil {
 			t.Fatal("all is well")
 		}
 		h.Calls()
-		clear(h.away)
+		h.comes()
 		pass(time.Second)
 		h.called("AddUplink up1, UpdateNetwork red")
 		h.failed()
@@ -332,14 +355,20 @@ func (s stuck) AddVolume(ctx context.Context, v config.Volume) error {
 // An end waits for no attempt, whether it is under way or to come.
 func TestCloseWhileRetrying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := &controltest.Engine{Fail: func(string, string) error { return errors.New("no") }}
+		var there atomic.Bool
+		e := &controltest.Engine{Fail: func(string, string) error {
+			if there.Load() {
+				return nil
+			}
+			return errors.New("no")
+		}}
 		c := parse(t, fixed)
 		s := stuck{e, make(chan struct{})}
 		h := control.New(s, c, slog.New(slog.DiscardHandler))
 		if err := h.Start(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
-		e.Fail = nil
+		there.Store(true)
 		<-s.begun
 		began := time.Now()
 		if err := h.Close(t.Context()); err != nil || time.Since(began) > 0 {
