@@ -33,6 +33,8 @@ type association struct {
 	aborts chan abort               // by lanes, which do not wait for room
 	ana    chan struct{}            // somebody should look at the ANA log; has room for one
 
+	learning chan struct{} // has a token while one asks what the namespace is, so that no older answer comes after a newer one
+
 	ctx  context.Context // ends with the association, its cause why
 	stop context.CancelCauseFunc
 }
@@ -45,7 +47,7 @@ func associate(ctx context.Context, o *Options, kato time.Duration) (*associatio
 	if err != nil {
 		return nil, late(ctx, err)
 	}
-	a := &association{o: o, kato: kato}
+	a := &association{o: o, kato: kato, learning: make(chan struct{}, 1)}
 	if err := a.begin(ctx, c); err != nil {
 		c.Close()
 		return nil, late(ctx, err)

@@ -213,6 +213,12 @@ func (s *Store) Refresh(ctx context.Context) (blk.Info, error) {
 func (s *Store) relearn(ctx context.Context, a *association) error {
 	ctx, cancel := context.WithTimeout(ctx, s.o.ConnectTimeout)
 	defer cancel()
+	select {
+	case a.learning <- struct{}{}:
+		defer func() { <-a.learning }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	n, err := a.learn(ctx)
 	if err == nil {
 		err = s.same(n)

@@ -69,8 +69,10 @@ func (v *volume) regroup(group string, limit *blk.Limit) bool {
 	return true
 }
 
-// setPolicy puts the volume's policy in force.
+// setPolicy puts the volume's policy in force. Of two who do so the one that comes last has the newest.
 func (v *volume) setPolicy() {
+	v.enacting.Lock()
+	defer v.enacting.Unlock()
 	v.mu.Lock()
 	s, policy := v.served, v.policy
 	v.mu.Unlock()

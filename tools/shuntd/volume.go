@@ -32,6 +32,8 @@ type volume struct {
 	stop context.CancelFunc // ends the opener
 	done chan struct{}      // it has ended
 
+	enacting sync.Mutex // held while one reads the policy and puts it in force, before mu
+
 	mu     sync.Mutex // of what follows; nobody waits for a store or a worker with it
 	config config.Volume
 	policy blk.Policy
