@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 
@@ -143,25 +144,39 @@ func Decode(ctx context.Context, path, filter string, fields ...string) ([][]str
 	return rows, nil
 }
 
-// badPackets are those tshark finds a wrong checksum, a wrong length or
-// another breach of a protocol in, in outer or inner headers. It wants 0 where
-// a TCP checksum is 0xffff, which adds up just the same: whoever completes a
-// checksum without knowing the protocol, as Linux does for its own packets,
-// writes what is right for UDP.
-const badPackets = `ip.checksum.status == "Bad" || udp.checksum.status == "Bad" || ` +
+// badSums are the packets tshark finds a wrong checksum or a wrong length in, in outer or
+// inner headers. It wants 0 where a TCP checksum is 0xffff, which adds up just the same:
+// whoever completes a checksum without knowing the protocol, as Linux does for its own
+// packets, writes what is right for UDP.
+const badSums = `ip.checksum.status == "Bad" || udp.checksum.status == "Bad" || ` +
 	`(tcp.checksum.status == "Bad" && tcp.checksum != 0xffff) || ` +
-	`icmp.checksum.status == "Bad" || icmpv6.checksum.status == "Bad" || udp.length.bad || _ws.malformed`
+	`icmp.checksum.status == "Bad" || icmpv6.checksum.status == "Bad" || udp.length.bad`
+
+// carriers are the protocols whose breaches count. Those above are tshark's guess from a port, which the
+// kernel may have given to anybody, or from a look.
+var carriers = []string{"eth", "ethertype", "vlan", "arp", "ip", "ipv6", "ipv6.fraghdr", "ipv6.hopopts", "icmp", "icmpv6", "igmp", "udp", "tcp", "vxlan", "data"}
 
 // BadPackets returns a line for each packet of a capture that is not as its
 // protocols want it.
 func BadPackets(ctx context.Context, path string) ([]string, error) {
-	rows, err := Decode(ctx, path, badPackets, "frame.number", "frame.protocols", "_ws.col.Info")
+	rows, err := Decode(ctx, path, badSums+" || _ws.malformed", "frame.number", "frame.protocols", "_ws.col.Info")
+	if err != nil || len(rows) == 0 {
+		return nil, err
+	}
+	sums, err := Decode(ctx, path, badSums, "frame.number")
 	if err != nil {
 		return nil, err
 	}
+	wrong := map[string]bool{}
+	for _, row := range sums {
+		wrong[row[0]] = true
+	}
 	var lines []string
 	for _, row := range rows {
-		lines = append(lines, strings.Join(row, " "))
+		protocols := strings.Split(row[1], ":")
+		if wrong[row[0]] || slices.Contains(carriers, protocols[len(protocols)-1]) {
+			lines = append(lines, strings.Join(row, " "))
+		}
 	}
 	return lines, nil
 }
